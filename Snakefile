@@ -1,0 +1,71 @@
+# Ouroboros: online iterative RLHF as a build. Every artifact is a file with a name, beneath what it came from:
+#
+#   {results}/base/{base}/model/                                   base model       (+ model.json, model.sha256)
+#   {results}/data/{dataset}.parquet                               conversations or preferences
+#   {results}/data/{dataset}/pairs/{pairing}.parquet               curated pairs, selected
+#   {results}/prompts/{prompts}.parquet                            a prompt set, SET-N
+#   {results}/reward/{reward}/model/                               reward model     (+ model.json, model.sha256)
+#   {results}/{policy}/policy/                                     policy           (+ policy.json, policy.sha256)
+#   {results}/{policy}/rollouts/{sampling}/{prompts}/{shard}.parquet
+#       …/rewards/{reward}/{shard}.parquet                         rewards of these rollouts
+#       …/logprobs/{scorer}/{shard}.parquet                        their log-probabilities under another policy
+#       …/pairs/{reward}/{pairing}.parquet                         preference pairs made from them
+#       …/pairs/{reward}/{pairing}/reference/{scorer}.parquet      reference log-probabilities of the pairs
+#   {results}/{policy}/eval/{benchmark}.parquet                    evaluation, per response; metrics in .json
+#   {results}/report.html                                          the report
+#   {results}/logs/…, {results}/benchmarks/…                       the same tails
+#
+#   policy, scorer = sft/NAME | runs/NAME/iterN      NAME = [a-z0-9_]+      prompts = NAME-N
+#
+# Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
+from scripts.lib import config as configuration, errors, plan
+
+if "preset" not in config:
+
+    configfile: "config/config.yaml"
+
+
+try:
+    PLAN = plan.Plan(configuration.resolve(config))
+except errors.ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+pathvars:
+    results=PLAN.root,
+    logs=f"{PLAN.root}/logs",
+    benchmarks=f"{PLAN.root}/benchmarks",
+
+
+wildcard_constraints:
+    base=r"[a-z0-9_]+",
+    benchmark=r"[a-z0-9_]+",
+    dataset=r"[a-z0-9_]+",
+    n=r"[1-9][0-9]*",
+    pairing=r"[a-z0-9_]+",
+    policy=r"sft/[a-z0-9_]+|runs/[a-z0-9_]+/iter[1-9][0-9]*",
+    prompts=r"[a-z0-9_]+-[1-9][0-9]*",
+    reward=r"[a-z0-9_]+",
+    run=r"[a-z0-9_]+",
+    sampling=r"[a-z0-9_]+",
+    scorer=r"sft/[a-z0-9_]+|runs/[a-z0-9_]+/iter[1-9][0-9]*",
+    sft=r"[a-z0-9_]+",
+    shard=r"[0-9]+",
+
+
+rule all:
+    default_target: True
+    input:
+        lambda wildcards: PLAN.target("all"),
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/base.smk"
+include: "rules/sft.smk"
+include: "rules/reward.smk"
+include: "rules/rollouts.smk"
+include: "rules/pairs.smk"
+include: "rules/policy.smk"
+include: "rules/evaluation.smk"
+include: "rules/targets.smk"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes a virtual environment from pinned requirement files: install.sh PYTHON FOLDER FILE…
+# Uses uv where it is on PATH or can be had, pip otherwise. CPU torch where there is no NVIDIA GPU.
+set -euo pipefail
+
+python=$1 folder=$2
+shift 2
+
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || {
+    echo "Python 3.11 or newer is needed, $python is $("$python" -V). Hint: make PYTHON=/path/to/python3.11" >&2
+    exit 1
+}
+"$python" -m venv "$folder"
+
+uv=$(command -v uv || true)
+if [ -z "$uv" ] && "$folder/bin/python" -m pip install --quiet uv==0.13.9; then
+    uv=$folder/bin/uv
+fi
+
+files=()
+for file in "$@"; do files+=(-r "$file"); done
+
+if [ -n "$uv" ]; then
+    # uv does not read pip's find-links; a folder of wheels kept beside the machine is passed on if it exists.
+    if [ -n "${PIP_FIND_LINKS:-}" ] && [ -d "${PIP_FIND_LINKS}" ]; then
+        export UV_FIND_LINKS=$PIP_FIND_LINKS
+    else
+        export UV_TORCH_BACKEND=auto
+    fi
+    UV_COMPILE_BYTECODE=1 "$uv" pip install --python "$folder/bin/python" "${files[@]}"
+else
+    # pip cannot choose a CPU build by itself: name a folder or index of them in PIP_FIND_LINKS or
+    # PIP_EXTRA_INDEX_URL, or let this script find uv.
+    "$folder/bin/python" -m pip install --no-compile "${files[@]}"
+    "$folder/bin/python" -m compileall -q "$folder/lib" >/dev/null || true
+fi

@@ -1,0 +1,49 @@
+"""Base models: made from random weights in the project's world, or converted from what a package or folder holds.
+
+In: nothing, or local files. Out: base/{base}/model/ with its manifest and digests.
+"""
+
+
+rule make_base:
+    output:
+        model=directory("<results>/base/{base}/model"),
+        digests="<results>/base/{base}/model.sha256",
+        manifest="<results>/base/{base}/model.json",
+    log:
+        "<logs>/base/{base}/model.log",
+    benchmark:
+        "<benchmarks>/base/{base}/model.tsv"
+    wildcard_constraints:
+        base=of_kind("bases", "world"),
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("make_base"),
+        code=code_digest("make_base"),
+        runtime=RUNTIME,
+    shell:
+        "python -m scripts.make_base --settings {params.settings:q} --code {params.code:q}"
+        " --runtime {params.runtime:q} --output {output.model:q} 2> {log:q}"
+
+
+rule convert_base:
+    input:
+        source=lambda wildcards: planned(PLAN.source_files, "bases", wildcards.base),
+    output:
+        model=directory("<results>/base/{base}/model"),
+        digests="<results>/base/{base}/model.sha256",
+        manifest="<results>/base/{base}/model.json",
+    log:
+        "<logs>/base/{base}/model.log",
+    benchmark:
+        "<benchmarks>/base/{base}/model.tsv"
+    wildcard_constraints:
+        base=of_kind("bases", "gguf", "folder"),
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("convert_base"),
+        code=code_digest("convert_base"),
+    shell:
+        "python -m scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
+        " --source {input.source:q} --output {output.model:q} 2> {log:q}"

@@ -1,0 +1,45 @@
+"""What every rule's params are made of.
+
+`settings` and `code` are recorded by Snakemake and decide what runs again. `runtime` is not: it is no string, and
+Snakemake leaves such params out of its records.
+"""
+
+import re
+
+from scripts.lib.artifact import canonical_json
+from scripts.lib.digest import code_digest
+
+
+class Runtime:
+    """The config's runtime keys as JSON, unseen by Snakemake's records: they change how fast, never what."""
+
+    def __str__(self):
+        return canonical_json(PLAN.config["runtime"])
+
+
+RUNTIME = Runtime()
+
+
+def settings(stage):
+    """Params function: the stage's canonical settings for a job's wildcards."""
+    return lambda wildcards: planned(PLAN.settings, stage, **wildcards)
+
+
+def planned(question, *args, **kwargs):
+    """Ask the plan; its complaints reach the person without a traceback."""
+    try:
+        return question(*args, **kwargs)
+    except errors.ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def only(names):
+    """Wildcard constraint that matches exactly these names, and nothing if there are none."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def of_kind(block, *kinds):
+    """Constraint for the names in a config block that are of one of these kinds."""
+    return only(
+        name for name, entry in PLAN.config[block].items() if entry["kind"] in kinds
+    )

@@ -1,0 +1,55 @@
+"""Evaluation of every policy on held-out prompts, and the report over all of them.
+
+In: rollouts of the evaluation prompts, their rewards and log-probabilities. Out: {policy}/eval/…, report.html.
+"""
+
+
+rule evaluate:
+    input:
+        rollouts=lambda wildcards: PLAN.evaluation_parts(
+            wildcards.policy, wildcards.benchmark
+        )["rollouts"],
+        rewards=lambda wildcards: PLAN.evaluation_parts(
+            wildcards.policy, wildcards.benchmark
+        )["rewards"],
+        logprobs=lambda wildcards: PLAN.evaluation_parts(
+            wildcards.policy, wildcards.benchmark
+        )["logprobs"],
+        sft_rewards=lambda wildcards: PLAN.evaluation_parts(
+            wildcards.policy, wildcards.benchmark
+        )["sft_rewards"],
+    output:
+        table="<results>/{policy}/eval/{benchmark}.parquet",
+        manifest="<results>/{policy}/eval/{benchmark}.json",
+    log:
+        "<logs>/{policy}/eval/{benchmark}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("evaluate"),
+        code=code_digest("evaluate"),
+    shell:
+        "python -m scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
+        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --logprobs {input.logprobs:q}"
+        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} 2> {log:q}"
+
+
+rule build_report:
+    input:
+        evaluations=PLAN.evaluations(),
+        manifests=PLAN.manifests(*PLAN.report_inputs()),
+    output:
+        page=report(
+            "<results>/report.html", category="Report", labels={"what": "all runs"}
+        ),
+        manifest="<results>/report.json",
+    log:
+        "<logs>/report.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("build_report"),
+        code=code_digest("build_report"),
+    shell:
+        "python -m scripts.build_report --settings {params.settings:q} --code {params.code:q}"
+        " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} 2> {log:q}"

@@ -1,0 +1,71 @@
+"""Preference pairs: best against worst of a policy's own responses, or curated ones, and their reference pass.
+
+In: rollouts and rewards, or data/{dataset}.parquet; the reference policy. Out: …/pairs/… and …/reference/….
+"""
+
+
+rule build_pairs:
+    input:
+        rollouts=lambda wildcards: PLAN.rollouts(
+            wildcards.policy, wildcards.sampling, wildcards.prompts
+        ),
+        rewards=lambda wildcards: PLAN.rewards(
+            wildcards.policy, wildcards.sampling, wildcards.prompts, wildcards.reward
+        ),
+    output:
+        table="<results>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.parquet",
+        manifest="<results>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.json",
+    log:
+        "<logs>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("build_pairs"),
+        code=code_digest("build_pairs"),
+    shell:
+        "python -m scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
+        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} 2> {log:q}"
+
+
+rule select_pairs:
+    input:
+        dataset="<results>/data/{dataset}.parquet",
+    output:
+        table="<results>/data/{dataset}/pairs/{pairing}.parquet",
+        manifest="<results>/data/{dataset}/pairs/{pairing}.json",
+    log:
+        "<logs>/data/{dataset}/pairs/{pairing}.log",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("select_pairs"),
+        code=code_digest("select_pairs"),
+    shell:
+        "python -m scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
+        " --dataset {input.dataset:q} --output {output.table:q} 2> {log:q}"
+
+
+rule score_reference:
+    input:
+        scorer=ancient("<results>/{scorer}/policy"),
+        scorer_digests="<results>/{scorer}/policy.sha256",
+        pairs="<results>/{tail}.parquet",
+    output:
+        table="<results>/{tail}/reference/{scorer}.parquet",
+        manifest="<results>/{tail}/reference/{scorer}.json",
+    log:
+        "<logs>/{tail}/reference/{scorer}.log",
+    benchmark:
+        "<benchmarks>/{tail}/reference/{scorer}.tsv"
+    wildcard_constraints:
+        tail=r".+/pairs/[a-z0-9_/]+",
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("score_reference"),
+        code=code_digest("score_reference"),
+        runtime=RUNTIME,
+    shell:
+        "python -m scripts.score_reference --settings {params.settings:q} --code {params.code:q}"
+        " --runtime {params.runtime:q} --scorer {input.scorer:q} --pairs {input.pairs:q}"
+        " --output {output.table:q} 2> {log:q}"

@@ -1,0 +1,65 @@
+"""The SFT policy: fine-tuned from a base model, or a base model that is instruction-tuned already.
+
+In: base/{base}/model/, data/{dataset}.parquet. Out: sft/{sft}/policy/ with its manifest and digests.
+"""
+
+
+rule train_sft:
+    input:
+        base=lambda wildcards: ancient(
+            PLAN.base(PLAN.config["sft"][wildcards.sft]["base"])
+        ),
+        base_digests=lambda wildcards: PLAN.base(
+            PLAN.config["sft"][wildcards.sft]["base"]
+        )
+        + ".sha256",
+        dataset=lambda wildcards: PLAN.dataset(
+            PLAN.config["sft"][wildcards.sft]["dataset"]
+        ),
+    output:
+        policy=directory("<results>/sft/{sft}/policy"),
+        digests="<results>/sft/{sft}/policy.sha256",
+        manifest="<results>/sft/{sft}/policy.json",
+    log:
+        "<logs>/sft/{sft}/policy.log",
+    benchmark:
+        "<benchmarks>/sft/{sft}/policy.tsv"
+    wildcard_constraints:
+        sft=of_kind("sft", "train"),
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("train_sft"),
+        code=code_digest("train_sft"),
+        runtime=RUNTIME,
+    shell:
+        "python -m scripts.train_sft --settings {params.settings:q} --code {params.code:q}"
+        " --runtime {params.runtime:q} --base {input.base:q} --dataset {input.dataset:q}"
+        " --output {output.policy:q} 2> {log:q}"
+
+
+rule adopt_sft:
+    input:
+        base=lambda wildcards: ancient(
+            PLAN.base(PLAN.config["sft"][wildcards.sft]["base"])
+        ),
+        base_digests=lambda wildcards: PLAN.base(
+            PLAN.config["sft"][wildcards.sft]["base"]
+        )
+        + ".sha256",
+    output:
+        policy=directory("<results>/sft/{sft}/policy"),
+        digests="<results>/sft/{sft}/policy.sha256",
+        manifest="<results>/sft/{sft}/policy.json",
+    log:
+        "<logs>/sft/{sft}/policy.log",
+    wildcard_constraints:
+        sft=of_kind("sft", "adopt"),
+    conda:
+        "../envs/train.yaml"
+    params:
+        settings=settings("adopt_sft"),
+        code=code_digest("adopt_sft"),
+    shell:
+        "python -m scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"
+        " --base {input.base:q} --output {output.policy:q} 2> {log:q}"

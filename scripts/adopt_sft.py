@@ -1,0 +1,27 @@
+"""A base model that is instruction-tuned already, taken as the SFT policy: its files, copied unchanged."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from scripts.lib import artifact, stage
+
+
+def run(job: stage.Job) -> None:
+    """Copy the base model's folder, whose digests were verified when the stage started."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(job.input("base"), folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+    artifact.write_model(job.output, copy)
+    job.counts = {"files": sum(file.is_file() for file in job.output.rglob("*"))}
+    job.note = f"{job.counts['files']} files copied from {job.input('base')}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("adopt_sft", run, ("base",), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

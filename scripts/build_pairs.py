@@ -1,0 +1,153 @@
+"""Preference pairs from K responses per prompt: which one is chosen, which rejected (paper, section 3.3).
+
+Ranks and orientation are both decided on the penalised reward, reward − length_penalty · length (equation 9), so a
+response that wins by penalised reward is never the rejected one. A truncated response is never chosen. Ties and
+identical texts are dropped and counted.
+"""
+
+import random
+import sys
+from typing import Any
+
+import polars as pl
+
+from scripts.lib import schemas, stage
+from scripts.lib.digest import text_sha256
+from scripts.lib.errors import InputError
+from scripts.lib.seeds import derive_seed
+
+Row = dict[str, Any]
+
+
+def penalised(row: Row, settings: dict[str, Any]) -> float:
+    """Reward minus the length penalty, per character of the text or per token of the response."""
+    length = len(row["response"]) if settings["length_unit"] == "character" else row["tokens"]
+    return float(row["reward"] - settings["length_penalty"] * length)
+
+
+def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
+    """(chosen, rejected) among one prompt's responses, or the reason why there is no pair.
+
+    Each row has `score`, its penalised reward. max_min takes best and worst, max_random best and a random other one,
+    max_max best and second best, quantile those nearest to the two quantiles of the ranking.
+    """
+    ranked = sorted(rows, key=lambda row: (-row["score"], row["k"]))
+    complete = [row for row in ranked if row["finish_reason"] == "stop"]
+    if not complete:
+        return "all_truncated"
+    if len(ranked) < 2:
+        return "single_response"
+    last = len(ranked) - 1
+    if settings["strategy"] == "quantile":
+        wanted = round((1 - settings["chosen_quantile"]) * last)
+        chosen = min(complete, key=lambda row: (abs(ranked.index(row) - wanted), ranked.index(row)))
+        rejected = ranked[round((1 - settings["rejected_quantile"]) * last)]
+    else:
+        chosen = complete[0]
+        others = [row for row in ranked if row is not chosen]
+        if settings["strategy"] == "max_min":
+            rejected = others[-1]
+        elif settings["strategy"] == "max_max":
+            rejected = others[0]
+        else:
+            rejected = random.Random(derive_seed(settings["seed"], chosen["prompt_id"])).choice(others)
+    if chosen["response"] == rejected["response"]:
+        return "identical"
+    if chosen["score"] == rejected["score"]:
+        return "tied"
+    if chosen["score"] < rejected["score"]:
+        # The better response is truncated, and truncated responses are never chosen.
+        return "better_truncated"
+    if chosen["score"] - rejected["score"] <= settings["minimum_margin"]:
+        return "small_margin"
+    return chosen, rejected
+
+
+def joined(job: stage.Job) -> list[Row]:
+    """Rollouts with their rewards, in order. Raises InputError if any (prompt_id, k) lacks its counterpart."""
+    rollouts = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
+    rewards = schemas.read_table(job.inputs["rewards"], schemas.REWARDS)
+    together = rollouts.join(rewards, on=["prompt_id", "k"], how="inner", validate="1:1", maintain_order="left")
+    if not (together.height == rollouts.height == rewards.height):
+        raise InputError(
+            f"{rollouts.height} rollouts and {rewards.height} rewards share {together.height} (prompt_id, k).\n"
+            "Hint: the rewards belong to other rollouts; delete them and run Snakemake."
+        )
+    return together.to_dicts()
+
+
+def run(job: stage.Job) -> None:
+    """Build one table of pairs from all shards of rollouts and rewards."""
+    by_prompt: dict[str, list[Row]] = {}
+    rows = joined(job)
+    for row in rows:
+        row["score"] = penalised(row, job.settings)
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    pairs: list[Row] = []
+    dropped: dict[str, int] = {}
+    for prompt, candidates in by_prompt.items():
+        found = choose(candidates, job.settings)
+        if isinstance(found, str):
+            dropped[found] = dropped.get(found, 0) + 1
+            continue
+        chosen, rejected = found
+        pairs.append(
+            {
+                "pair_id": text_sha256(f"{prompt} {chosen['k']} {rejected['k']}")[:16],
+                "prompt_id": prompt,
+                "messages": chosen["messages"],
+                "chosen": chosen["response"],
+                "rejected": rejected["response"],
+                "chosen_k": chosen["k"],
+                "rejected_k": rejected["k"],
+                "chosen_reward": chosen["reward"],
+                "rejected_reward": rejected["reward"],
+                "margin": chosen["score"] - rejected["score"],
+                "prompt_ids": chosen["prompt_ids"],
+                "chosen_ids": chosen["token_ids"],
+                "rejected_ids": rejected["token_ids"],
+                "chosen_finish_reason": chosen["finish_reason"],
+                "rejected_finish_reason": rejected["finish_reason"],
+            }
+        )
+    size = job.settings["size"]
+    if size is not None and len(pairs) > size:
+        dropped["beyond_size"] = len(pairs) - size
+        pairs = sorted(sorted(pairs, key=lambda pair: pair["pair_id"])[:size], key=lambda pair: pair["prompt_id"])
+    if not pairs:
+        raise InputError(
+            f"no pairs: {len(by_prompt)} prompts, all dropped: {dropped}.\n"
+            "Hint: all_truncated: raise max_new_tokens; tied: the labeller cannot tell responses apart."
+        )
+    job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
+    job.counts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
+    job.metrics = statistics(pairs, rows)
+    schemas.write_table(job.output, pairs, schemas.PAIRS, ("pair_id",))
+    job.note = f"{len(pairs)} pairs of {len(by_prompt)} prompts, mean margin {job.metrics['mean_margin']:.3f}"
+
+
+def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:
+    """What a person asks of a pair table: margins, lengths in tokens, duplicates, truncation, reward spread."""
+    table = pl.DataFrame([{key: row[key] for key in ("prompt_id", "response", "reward", "tokens")} for row in rows])
+    distinct = table.group_by("prompt_id").agg(pl.col("response").n_unique() / pl.len())["response"].mean()
+    spread = table.group_by("prompt_id").agg(pl.col("reward").std())["reward"].mean()
+    count = len(pairs)
+    return {
+        "mean_margin": sum(pair["margin"] for pair in pairs) / count,
+        "chosen_tokens": sum(len(pair["chosen_ids"]) for pair in pairs) / count,
+        "rejected_tokens": sum(len(pair["rejected_ids"]) for pair in pairs) / count,
+        "rejected_truncated": sum(pair["rejected_finish_reason"] == "length" for pair in pairs) / count,
+        "mean_reward": sum(row["reward"] for row in rows) / len(rows),
+        "reward_spread": float(spread or 0),  # type: ignore[arg-type]
+        "distinct_responses": float(distinct),  # type: ignore[arg-type]
+        "truncated": sum(row["finish_reason"] == "length" for row in rows) / len(rows),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("build_pairs", run, ("rollouts*", "rewards*"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

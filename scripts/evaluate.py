@@ -1,0 +1,119 @@
+"""One policy's evaluation on held-out prompts, per response in the table and in summary in the manifest.
+
+Greedy and sampled responses are summarised apart ("greedy" is temperature 0, "sampled" all others). For each
+labeller: mean reward and win rate against the SFT policy's responses to the same prompts; a win rate compares every
+sampled response with every one of the SFT policy's, ties count half. KL to the SFT policy is the mean over sampled
+responses of log π − log π_SFT, in nats per response; it is estimated at the sampling's own temperature only if that
+is 1, since other temperatures draw from another distribution.
+"""
+
+import sys
+from typing import Any
+
+from scripts.lib import schemas, stage
+from scripts.lib.artifact import canonical_json
+from scripts.lib.errors import InputError
+
+Row = dict[str, Any]
+MODES = ("sampled", "greedy")
+
+
+def reward_tables(job: stage.Job, name: str) -> dict[str, dict[tuple[str, int], float]]:
+    """(prompt_id, k) → reward for each labeller, from the shards of all labellers in order."""
+    paths, labellers = job.inputs[name], job.settings["rewards"]
+    shards = len(job.inputs["rollouts"])
+    tables = {}
+    for i, labeller in enumerate(labellers):
+        table = schemas.read_table(paths[i * shards : (i + 1) * shards], schemas.REWARDS)
+        tables[labeller] = {(row["prompt_id"], row["k"]): row["reward"] for row in table.to_dicts()}
+    return tables
+
+
+def win_rate(own: list[float], other: list[float]) -> float:
+    """Share of all pairs (one of own, one of other) in which own is higher; ties count half."""
+    wins = sum((a > b) + 0.5 * (a == b) for a in own for b in other)
+    return wins / (len(own) * len(other))
+
+
+def run(job: stage.Job) -> None:
+    """Join a policy's evaluation rollouts with their rewards and summarise them."""
+    rows = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS).to_dicts()
+    rewards = reward_tables(job, "rewards")
+    sft_rewards = reward_tables(job, "sft_rewards") if job.inputs["sft_rewards"] else rewards
+    scored = schemas.read_table(job.inputs["logprobs"], schemas.LOGPROBS).to_dicts()
+    reference = {(row["prompt_id"], row["k"]): row["logprob"] for row in scored}
+    for row in rows:
+        key = (row["prompt_id"], row["k"])
+        try:
+            row["rewards"] = {labeller: table[key] for labeller, table in rewards.items()}
+            row["sft_rewards"] = {labeller: table[key] for labeller, table in sft_rewards.items()}
+            # Without a table of reference log-probabilities the policy is the SFT policy itself.
+            row["kl"] = row["logprob"] - reference[key] if job.inputs["logprobs"] else 0.0
+        except KeyError as error:
+            raise InputError(
+                f"prompt {key[0]}, response {key[1]}: not in every rewards or logprobs table.\n"
+                "Hint: they belong to other rollouts; delete them and run Snakemake."
+            ) from error
+    job.metrics = {
+        mode: summary(chosen, job.settings)
+        for mode in MODES
+        if (chosen := [row for row in rows if (row["temperature"] > 0) == (mode == "sampled")])
+    }
+    job.counts = {"prompts": len({row["prompt_id"] for row in rows}), "responses": len(rows)}
+    columns = list(schemas.EVALUATION)
+    table = [
+        {**{c: row[c] for c in columns if c != "rewards"}, "rewards": canonical_json(row["rewards"])} for row in rows
+    ]
+    schemas.write_table(job.output, table, schemas.EVALUATION, ("prompt_id", "k"))
+    best = job.settings["rewards"][0]
+    parts = [f"{mode} {best} {job.metrics[mode]['rewards'][best]['mean']:.3f}" for mode in job.metrics]
+    job.note = ", ".join(parts) + f", KL {job.metrics[next(iter(job.metrics))]['kl']['mean']:.2f}"
+
+
+def summary(rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
+    """Means with bootstrap intervals over prompts; `change` is the paired difference to the SFT policy."""
+    from scripts.lib.stats import interval
+
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+
+    def over_prompts(value: Any) -> dict[str, float]:
+        per_prompt = [value(group) for group in by_prompt.values()]
+        return interval(per_prompt, settings["confidence"], settings["resamples"], settings["seed"])
+
+    def mean(group: list[Row], field: Any) -> float:
+        return float(sum(field(row) for row in group) / len(group))
+
+    result: dict[str, Any] = {
+        "tokens": over_prompts(lambda group: mean(group, lambda row: row["tokens"])),
+        "characters": over_prompts(lambda group: mean(group, lambda row: len(row["response"]))),
+        "truncated": over_prompts(lambda group: mean(group, lambda row: row["finish_reason"] == "length")),
+        "kl": over_prompts(lambda group: mean(group, lambda row: row["kl"])),
+        "rewards": {},
+        "change": {},
+        "win_rate": {},
+    }
+    for labeller in settings["rewards"]:
+
+        def own(row: Row, labeller: str = labeller) -> float:
+            return float(row["rewards"][labeller])
+
+        def sft(row: Row, labeller: str = labeller) -> float:
+            return float(row["sft_rewards"][labeller])
+
+        result["rewards"][labeller] = over_prompts(lambda group: mean(group, own))
+        result["change"][labeller] = over_prompts(lambda group: mean(group, own) - mean(group, sft))
+        result["win_rate"][labeller] = over_prompts(
+            lambda group: win_rate([own(row) for row in group], [sft(row) for row in group])
+        )
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("evaluate", run, ("rollouts*", "rewards*", "logprobs*", "sft-rewards*"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Messages to token ids and back: the one module through which every stage tokenises.
+
+Token ids are canonical and text is for people. A prompt is rendered by the tokenizer's chat template with the
+header of the assistant's turn; a completion is what the template puts after it, up to and including the
+end-of-turn token. Rendered text is tokenised without adding special tokens, so there is exactly one BOS wherever
+the template writes one, in training and in generation alike.
+"""
+
+from typing import Any
+
+from scripts.lib.errors import InputError
+
+Messages = list[dict[str, str]]
+
+
+def render(tokenizer: Any, messages: Messages, *, answer_next: bool) -> str:
+    """The chat template's text for messages; with `answer_next` it ends with the header of the assistant's turn."""
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of rendered text; nothing is added."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
+    """Token ids that a policy answers to."""
+    return encode(tokenizer, render(tokenizer, messages, answer_next=True))
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that the chat template writes after an assistant's words.
+
+    It is not always the tokenizer's eos: base-derived tokenizers have `<|end_of_text|>` there while the turn ends
+    in `<|eot_id|>`. Raises InputError for a template that closes no turn.
+    """
+    question = [{"role": "user", "content": "a"}]
+    answered = render(tokenizer, [*question, {"role": "assistant", "content": "a"}], answer_next=False)
+    opened = render(tokenizer, question, answer_next=True)
+    if not answered.startswith(opened + "a"):
+        raise InputError(
+            f"chat template: an answer does not follow its prompt unchanged: {answered!r} against {opened!r}\n"
+            "Hint: use a template whose generation prompt is a prefix of the answered conversation."
+        )
+    tail = encode(tokenizer, answered.removeprefix(opened + "a"))
+    if not tail:
+        raise InputError("chat template: nothing closes the assistant's turn.\nHint: end it with an end-of-turn token.")
+    return tail[0]
+
+
+def stop_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
+    """Every token that ends a response: the template's end of turn, the tokenizer's eos, the model's own list."""
+    listed = getattr(generation_config, "eos_token_id", None)
+    own = listed if isinstance(listed, list) else [listed]
+    found = [end_of_turn(tokenizer), tokenizer.eos_token_id, *own]
+    return list(dict.fromkeys(token for token in found if token is not None))
+
+
+def completion_ids(tokenizer: Any, messages: Messages, answer: str) -> list[int]:
+    """Token ids of an answer to messages, ending with the end-of-turn token.
+
+    What the template writes after the end of turn (a line break, say) is left out: the policy never writes it.
+    """
+    opened = render(tokenizer, messages, answer_next=True)
+    closed = render(tokenizer, [*messages, {"role": "assistant", "content": answer}], answer_next=False)
+    if not closed.startswith(opened):
+        raise InputError(
+            f"chat template: the prompt {opened[-80:]!r} is not a prefix of the answered conversation.\n"
+            "Hint: use a template whose generation prompt is a prefix of the answered conversation."
+        )
+    ids = encode(tokenizer, closed.removeprefix(opened))
+    end = end_of_turn(tokenizer)
+    if end not in ids:
+        raise InputError(f"chat template: no end-of-turn token after the answer {answer[:80]!r}")
+    return ids[: len(ids) - ids[::-1].index(end)]
+
+
+def conversation_ids(tokenizer: Any, messages: Messages) -> tuple[list[int], list[int]]:
+    """(ids, mask) of a conversation that ends with an assistant's turn; mask is 1 on the assistant's own tokens.
+
+    Every assistant turn counts, each up to and including its end of turn.
+    """
+    ids: list[int] = []
+    mask: list[int] = []
+    rendered = ""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        opened = render(tokenizer, messages[:i], answer_next=True)
+        if not opened.startswith(rendered):
+            raise InputError("chat template: an earlier turn is rendered differently once the conversation goes on.")
+        between = encode(tokenizer, opened.removeprefix(rendered))
+        answer = completion_ids(tokenizer, messages[:i], message["content"])
+        ids += between + answer
+        mask += [0] * len(between) + [1] * len(answer)
+        rendered = opened + tokenizer.decode(answer)
+    return ids, mask
+
+
+def response_text(tokenizer: Any, token_ids: list[int], stops: list[int]) -> str:
+    """The words of a response: its ids without the stop token, as text."""
+    kept = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
+    return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
+
+
+def pair_ids(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
+    """(prompt, chosen, rejected) ids of a row of a pairs table: as sampled, or tokenised here for curated pairs."""
+    if row["prompt_ids"] is not None:
+        return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+    prompt = prompt_ids(tokenizer, row["messages"])
+    answers = (completion_ids(tokenizer, row["messages"], row[side]) for side in ("chosen", "rejected"))
+    chosen, rejected = answers
+    return prompt, chosen, rejected

@@ -1,0 +1,99 @@
+"""Digests of code and of bytes: what decides whether something must be made again.
+
+The digest of a stage's code covers the canonical syntax tree of its module and of every module of this
+repository that it imports, directly or through others. Comments, docstrings and formatting are left out, so
+that they never cause a rebuild; a changed constant always does.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes, as 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(node: object) -> object:
+    """A syntax node as nested tuples, without positions, docstrings or empty fields.
+
+    `ast.dump` is not used because its output differs between Python versions.
+    """
+    if isinstance(node, ast.AST):
+        fields = []
+        for name, value in ast.iter_fields(node):
+            if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                value = _without_docstring(value)
+            if name in ("type_comment", "kind", "ctx") or value is None or value == []:
+                continue
+            fields.append((name, _canonical(value)))
+        return (type(node).__name__, *fields)
+    if isinstance(node, list):
+        return tuple(_canonical(item) for item in node)
+    return f"{type(node).__name__}:{node!r}"
+
+
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
+    first = body[0] if body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return body[1:]
+    return body
+
+
+def _module_path(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    """In-repository modules that a tree imports, wherever in the file the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found.update(name for name in names if name.split(".")[0] == "scripts" and _module_path(name))
+    return found
+
+
+@cache
+def _module(module: str) -> tuple[str, frozenset[str]]:
+    path = _module_path(module)
+    if path is None:
+        raise ValueError(f"no module {module} under {ROOT}\nHint: stages live in scripts/, helpers in scripts/lib/.")
+    tree = ast.parse(path.read_text(), filename=str(path))
+    return text_sha256(repr(_canonical(tree))), frozenset(_imports(tree))
+
+
+@cache
+def code_digest(stage: str) -> str:
+    """Readable digest of a stage's code, such as `train_dpo:31fc02 chat:9a0b11 …`.
+
+    Each entry is a module's last name and the first 10 hex digits of its canonical syntax tree's SHA-256, the
+    stage first and its in-repository imports in alphabetical order. Empty modules are left out.
+    """
+    pending, seen = [f"scripts.{stage}"], set[str]()
+    while pending:
+        module = pending.pop()
+        if module not in seen:
+            seen.add(module)
+            pending.extend(_module(module)[1])
+    empty = text_sha256(repr(_canonical(ast.parse(""))))
+    names = sorted(seen, key=lambda name: (name != f"scripts.{stage}", name))
+    return " ".join(f"{name.rsplit('.')[-1]}:{_module(name)[0][:10]}" for name in names if _module(name)[0] != empty)

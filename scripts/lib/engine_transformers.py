@@ -1,0 +1,115 @@
+"""Generation by transformers' own `generate`, on whatever device there is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from scripts.lib import models, stage
+from scripts.sample_rollouts import Request, Response
+
+
+class PerRowSampling(LogitsProcessor):
+    """Turns greedy decoding into sampling with a generator, a temperature and a nucleus of each row's own.
+
+    Adding independent Gumbel noise to logits / temperature and taking the largest is an exact draw from the softmax.
+    So `generate` runs greedily, and a row's draw depends on its own seed only, not on its neighbours in the batch.
+    """
+
+    def __init__(self, requests: list[Request], device: torch.device) -> None:
+        self.requests = requests
+        # The generators live on the CPU on every device: the same seed is the same noise everywhere.
+        self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+        self.temperatures = torch.tensor([request.temperature or 1.0 for request in requests], device=device)[:, None]
+        self.top_p = torch.tensor([request.top_p for request in requests], device=device)[:, None]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores of shape (rows, vocabulary) whose row-wise argmax is the row's draw."""
+        logits = scores.float() / self.temperatures
+        if bool((self.top_p < 1).any()):
+            logits = keep_nucleus(logits, self.top_p)
+        noise = torch.zeros(logits.shape)
+        for i, (request, generator) in enumerate(zip(self.requests, self.generators)):
+            if request.temperature > 0:
+                noise[i] = -torch.empty(logits.shape[1]).exponential_(generator=generator).log()
+        return logits + noise.to(logits.device)  # type: ignore[return-value]
+
+
+def keep_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Logits with −inf outside each row's smallest set of tokens whose probability reaches top_p."""
+    ordered, order = logits.sort(descending=True)
+    probability = ordered.softmax(-1)
+    outside = probability.cumsum(-1) - probability >= top_p
+    return logits.masked_fill(outside.gather(-1, order.argsort(-1)), float("-inf"))
+
+
+class TransformersEngine:
+    """Batched generation with left padding; batches hold prompts of similar length."""
+
+    def __init__(
+        self,
+        policy: Path,
+        settings: dict[str, Any],
+        runtime: dict[str, Any],
+        stops: list[int],
+        device: torch.device,
+    ) -> None:
+        self.tokenizer = models.load_tokenizer(policy)
+        self.model = models.load_policy(policy, settings["dtype"], device).eval()
+        self.stops, self.device = stops, device
+        self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
+        self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
+
+    def generate(self, requests: list[Request], logprobs: bool) -> list[Response]:
+        """One response per request, in order; see Engine."""
+        found: list[list[int]] = [[] for _ in requests]
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+        for start in range(0, len(order), self.batch):
+            indices = order[start : start + self.batch]
+            for i, ids in zip(indices, self._batch([requests[i] for i in indices])):
+                found[i] = ids
+            stage.progress(f"{start + len(indices)}/{len(requests)} responses sampled")
+        sums = self._logprobs(requests, found) if logprobs else [None] * len(requests)
+        return [
+            Response(ids, "stop" if ids and ids[-1] in self.stops else "length", value)
+            for ids, value in zip(found, sums)
+        ]
+
+    def _batch(self, requests: list[Request]) -> list[list[int]]:
+        longest = max(len(request.prompt_ids) for request in requests)
+        ids = torch.full((len(requests), longest), self.pad)
+        attention = torch.zeros_like(ids)
+        for i, request in enumerate(requests):
+            ids[i, longest - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            attention[i, longest - len(request.prompt_ids) :] = 1
+        with torch.no_grad():
+            generated = self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=attention.to(self.device),
+                logits_processor=LogitsProcessorList([PerRowSampling(requests, self.device)]),
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=max(request.max_new_tokens for request in requests),
+                eos_token_id=self.stops,
+                pad_token_id=self.pad,
+            )
+        return [self._until_stop(row) for row in generated[:, longest:].tolist()]
+
+    def _until_stop(self, ids: list[int]) -> list[int]:
+        for position, token in enumerate(ids):
+            if token in self.stops:
+                return ids[: position + 1]
+        return ids
+
+    def _logprobs(self, requests: list[Request], found: list[list[int]]) -> list[float | None]:
+        sequences = [(request.prompt_ids, ids) for request, ids in zip(requests, found)]
+        sums: list[float | None] = [None] * len(sequences)
+        lengths = [len(prompt) + len(ids) for prompt, ids in sequences]
+        for batch in models.batches_by_length(lengths, self.score_tokens):
+            values = models.token_logprobs(self.model, [sequences[i] for i in batch], self.pad, self.device)
+            for i, value in zip(batch, values):
+                sums[i] = value
+        return sums

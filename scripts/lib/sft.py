@@ -1,0 +1,37 @@
+"""Fine-tuning on token rows by TRL's SFTTrainer: what SFT and RAFT share."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+
+from scripts.lib import artifact, models, stage, training
+from scripts.lib.errors import InputError
+
+IGNORED = -100
+
+
+def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
+    """A training row: token ids, and labels that count only where the mask is 1."""
+    return {"input_ids": ids, "labels": [token if counts else IGNORED for token, counts in zip(ids, mask)]}
+
+
+def fine_tune(job: stage.Job, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]]) -> None:
+    """Train on the rows that fit, save the policy, fill the job's counts and metrics."""
+    kept, dropped = training.fitting(rows, ("input_ids",), job.settings["max_length"])
+    if not kept:
+        raise InputError(
+            f"all {len(rows)} rows are longer than max_length = {job.settings['max_length']} tokens.\nHint: raise it."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=model,
+            args=training.arguments(SFTConfig, job, len(kept), Path(scratch), max_length=None),
+            train_dataset=Dataset.from_list(kept),
+            processing_class=tokenizer,
+        )
+        job.metrics |= training.train(trainer)
+    job.counts |= {"rows_in": len(rows), "dropped_too_long": dropped, "rows_trained": len(kept)}
+    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))

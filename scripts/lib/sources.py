@@ -1,0 +1,36 @@
+"""Local files that enter the workflow from outside: which they are, and the digest that stands for their bytes."""
+
+from pathlib import Path
+
+from scripts.lib.digest import ROOT, file_sha256
+from scripts.lib.errors import ConfigError, InputError
+
+
+def files(path: str, pattern: str, key: str) -> list[Path]:
+    """The files of a source in name order: one file, or those of a folder that match `pattern`.
+
+    `key` is the config key that named it. Raises ConfigError when there are none.
+    """
+    place = Path(path) if Path(path).is_absolute() else ROOT / path
+    found = [place] if place.is_file() else sorted(file for file in place.glob(pattern) if file.is_file())
+    if not found:
+        raise ConfigError(
+            f"{key} = {path!r}: no file there matches {pattern!r}. "
+            f"Hint: put the data there, or name its folder in an overlay given by --configfile."
+        )
+    return found
+
+
+def digest(path: str, pattern: str, key: str) -> list[str]:
+    """`SHA-256  name` of every file of a source: bytes, neither times nor places, decide what is made again."""
+    return [f"{file_sha256(file)}  {file.name}" for file in files(path, pattern, key)]
+
+
+def verify(paths: list[Path], planned: list[str]) -> None:
+    """Raise InputError unless the files' bytes are those that the build was planned with."""
+    present = sorted(f"{file_sha256(path)}  {path.name}" for path in paths)
+    if present != sorted(planned):
+        raise InputError(
+            f"source: files differ from the planned ones: {sorted(set(present) ^ set(planned))}\n"
+            "Hint: they changed after the build was planned; start Snakemake again."
+        )

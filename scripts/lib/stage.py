@@ -1,0 +1,146 @@
+"""The contract of every stage: one command line in, one artifact and its manifest out.
+
+A stage is a module `scripts/NAME.py` with `run(job)` and `main(argv)`. It sees only its arguments and the files
+named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last.
+Exit codes: 0 done, 1 a bug, 2 bad config or input.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.lib import artifact
+from scripts.lib.digest import code_digest
+from scripts.lib.errors import InputError
+
+
+@dataclass
+class Job:
+    """What a stage is asked to do, and what it reports back.
+
+    `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
+    `output` is the artifact to write. A stage fills `counts` (rows in, out, dropped and why), `metrics` (headline
+    numbers) and `note` (one line for people).
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: dict[str, list[Path]]
+    output: Path
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def input(self, name: str) -> Path:
+        """The only path of input `name`."""
+        (path,) = self.inputs[name]
+        return path
+
+
+def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], argv: list[str] | None) -> int:
+    """Parse the command line, run the stage, write its manifest, and return the exit code.
+
+    `inputs` names the stage's inputs; a name ending in `*` takes any number of paths, one in `?` none or one.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m scripts.{stage}", description=sys.modules[run.__module__].__doc__)
+    parser.add_argument("--settings", required=True, help="JSON: what decides the result")
+    parser.add_argument("--runtime", default="{}", help="JSON: what only decides how it is computed")
+    parser.add_argument("--code", help="code digest that the plan was made with; a mismatch is refused")
+    for name in inputs:
+        many = {"*": "*", "?": "?"}.get(name[-1])
+        parser.add_argument(f"--{name.rstrip('*?')}", type=Path, nargs=many or 1, default=[], required=many is None)
+    parser.add_argument("--output", type=Path, required=True, help="the artifact to write")
+    given = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(given)
+    print(f"# python -m scripts.{stage} {shlex.join(given)}", file=sys.stderr, flush=True)
+    try:
+        _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
+    except InputError as error:
+        # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
+        for stream in {sys.stderr, sys.stdout}:
+            print(f"{stage}: {error}", file=stream, flush=True)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, names: list[str]) -> None:
+    started = time.monotonic()
+    code = code_digest(stage)
+    if args.code is not None and args.code != code:
+        raise InputError(
+            f"the code changed after the build was planned:\n  planned {args.code}\n  now     {code}\n"
+            "Hint: start Snakemake again; it plans with the new code."
+        )
+    paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
+    digests = {name: [artifact.input_digest(path) for path in paths[name]] for name in paths}
+    job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output)
+    artifact.manifest_path(job.output).unlink(missing_ok=True)
+    run(job)
+    artifact.write_json(
+        artifact.manifest_path(job.output),
+        {
+            "format": artifact.FORMAT,
+            "stage": stage,
+            "settings": job.settings,
+            "code": code,
+            "inputs": {
+                name: [{"path": str(path), "sha256": digest} for path, digest in zip(paths[name], digests[name])]
+                for name in paths
+            },
+            "output": artifact.input_digest(job.output),
+            "counts": job.counts,
+            "metrics": job.metrics,
+        },
+    )
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    run_facts = artifact.volatile() | {
+        "seconds": round(time.monotonic() - started, 3),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
+        "runtime": job.runtime,
+    }
+    artifact.write_json(artifact.stem(job.output).with_name(artifact.stem(job.output).name + ".run.json"), run_facts)
+    print(f"{stage} {artifact.stem(job.output)}: {job.note} ({run_facts['seconds']:.1f} s)", flush=True)
+
+
+def _as_list(value: Any) -> list[Path]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _json(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{option}: not JSON: {error}\nHint: quote it as the log's first line does.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{option}: expected a JSON object, found {text!r}")
+    return value
+
+
+def progress(text: str) -> None:
+    """One line of progress into the log."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def offline() -> None:
+    """Keep the Hugging Face libraries off the network: stages read local files only. Call before importing them."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars do not belong into a log; stages report their own progress
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

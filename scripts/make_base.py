@@ -1,0 +1,118 @@
+"""A small base model from random weights: tokenizer from the world's words, Llama, a short language pre-training.
+
+The chat template and its special tokens are Llama-3's in kind: BOS once, a header before each turn, an end-of-turn
+token after it, and a padding token that is none of the others.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scripts.lib import stage, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, HEADER, HEADER_END, TURN_END, UNKNOWN = (
+    "[PAD]",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "[UNK]",
+)
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CONTEXT = 128
+
+
+def make_tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
+    """A word-level tokenizer over `words`, the template's special tokens and its two line breaks."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, BOS, EOS, HEADER, HEADER_END, TURN_END, UNKNOWN]
+    vocabulary = {word: i for i, word in enumerate([*special, "\n\n", "system", "user", "assistant", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(" +"), "removed"),
+            pre_tokenizers.Split(Regex(r"\n\n|\w+|[^\w\s]"), "isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[HEADER, HEADER_END, TURN_END],
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def run(job: stage.Job) -> None:
+    """Make the tokenizer and the model, pre-train it on the world's mixed-quality text, save both."""
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from scripts.lib import artifact, chat, models, training
+
+    settings = job.settings
+    models.prepare(job.runtime)
+    tokenizer = make_tokenizer(world.vocabulary())
+    set_seed(settings["seed"])
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings["hidden_size"],
+            intermediate_size=2 * settings["hidden_size"],
+            num_hidden_layers=settings["layers"],
+            num_attention_heads=settings["heads"],
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            initializer_range=settings["initializer_range"],
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+        )
+    )
+    rows = [
+        {"input_ids": chat.encode(tokenizer, BOS + text + EOS)}
+        for text in world.corpus(settings["texts"], settings["seed"])
+    ]
+    rows, dropped = training.fitting(rows, ("input_ids",), CONTEXT)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SFTTrainer(
+            model=model,
+            args=training.arguments(SFTConfig, job, len(rows), Path(scratch), max_length=None),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        job.metrics = training.train(trainer)
+    job.counts = {
+        "texts_in": settings["texts"],
+        "dropped_too_long": dropped,
+        "texts_trained": len(rows),
+        "parameters": model.num_parameters(),
+    }
+    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    job.note = f"{model.num_parameters():,} parameters, {len(tokenizer)} words, loss {job.metrics['last_loss']:.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("make_base", run, (), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Reference log-probabilities of preference pairs, computed once and used by every DPO step on them.
+
+Sums in nats over the answer's tokens, the end of turn included, at temperature 1.
+"""
+
+import sys
+
+from scripts.lib import schemas, stage
+
+
+def run(job: stage.Job) -> None:
+    """Score both sides of every pair under the reference policy."""
+    from scripts.lib import chat, models
+
+    device = models.prepare(job.runtime)
+    rows = schemas.read_table(job.input("pairs"), schemas.PAIRS).to_dicts()
+    tokenizer = models.load_tokenizer(job.input("scorer"))
+    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device).eval()
+    # Chosen and rejected of a pair are neighbours: sequence 2i is the chosen side of pair i, 2i + 1 the rejected.
+    sequences: list[tuple[list[int], list[int]]] = []
+    for row in rows:
+        prompt, chosen, rejected = chat.pair_ids(tokenizer, row)
+        sequences += [(prompt, chosen), (prompt, rejected)]
+    sums = [0.0] * len(sequences)
+    done = 0
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    for batch in models.batches_by_length(lengths, job.runtime["score_tokens"]):
+        values = models.token_logprobs(model, [sequences[i] for i in batch], tokenizer.pad_token_id or 0, device)
+        for i, value in zip(batch, values):
+            sums[i] = value
+        done += len(batch)
+        stage.progress(f"{done}/{len(sequences)} answers scored")
+    table = [
+        {
+            "pair_id": row["pair_id"],
+            "chosen_logprob": sums[2 * i],
+            "rejected_logprob": sums[2 * i + 1],
+            "chosen_tokens": len(sequences[2 * i][1]),
+            "rejected_tokens": len(sequences[2 * i + 1][1]),
+        }
+        for i, row in enumerate(rows)
+    ]
+    job.counts = {"rows_in": len(rows), "rows_out": len(table)}
+    job.metrics = {
+        "chosen_logprob": sum(row["chosen_logprob"] for row in table) / max(1, len(table)),
+        "rejected_logprob": sum(row["rejected_logprob"] for row in table) / max(1, len(table)),
+    }
+    schemas.write_table(job.output, table, schemas.REFERENCE, ("pair_id",))
+    job.note = f"{len(table)} pairs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("score_reference", run, ("scorer", "pairs"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Rewards of a policy's responses by a trained reward model, in the reward model's own chat template.
+
+Every response is scored, in batches of similar length; a truncated one is scored like any other and kept apart
+later, when pairs are built.
+"""
+
+import sys
+
+from scripts.lib import schemas, stage
+
+
+def run(job: stage.Job) -> None:
+    """Score every response of one shard of rollouts."""
+    import torch
+
+    from scripts.lib import chat, models
+
+    device = models.prepare(job.runtime)
+    rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
+    tokenizer = models.load_tokenizer(job.input("model"))
+    model = models.load_reward(job.input("model"), job.settings["dtype"]).to(device).eval()
+    sequences = [
+        chat.prompt_ids(tokenizer, row["messages"]) + chat.completion_ids(tokenizer, row["messages"], row["response"])
+        for row in rows
+    ]
+    rewards = [0.0] * len(rows)
+    done = 0
+    for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
+        padded = tokenizer.pad(
+            {"input_ids": [sequences[i] for i in batch]}, padding_side="right", return_tensors="pt"
+        ).to(device)
+        with torch.no_grad():
+            scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
+        for i, score in zip(batch, scores.double().tolist()):
+            rewards[i] = score
+        done += len(batch)
+        stage.progress(f"{done}/{len(rows)} responses scored")
+    table = [
+        {"prompt_id": row["prompt_id"], "k": row["k"], "reward": reward, "objectives": ""}
+        for row, reward in zip(rows, rewards)
+    ]
+    job.counts = {"rows_in": len(rows), "rows_out": len(table)}
+    job.metrics = {"mean": sum(rewards) / max(1, len(rewards))}
+    schemas.write_table(job.output, table, schemas.REWARDS, ("prompt_id", "k"))
+    job.note = f"{len(table)} responses, mean reward {job.metrics['mean']:.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("score_rollouts", run, ("model", "rollouts"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

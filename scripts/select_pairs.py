@@ -1,0 +1,44 @@
+"""Curated preferences as a table of training pairs: all of them, or the first `size` in digest order.
+
+The annotator's orientation is kept. Token ids stay empty: the stage that reads the pairs has the tokenizer.
+"""
+
+import sys
+
+from scripts.lib import schemas, stage
+from scripts.lib.errors import InputError
+
+
+def run(job: stage.Job) -> None:
+    """Select the pairs of one data set."""
+    preferences = schemas.read_table(job.input("dataset"), schemas.PREFERENCES).to_dicts()
+    kept, small, minimum = [], 0, job.settings["minimum_margin"]
+    for row in preferences:
+        if row["margin"] is not None and 0 < minimum and row["margin"] <= minimum:
+            small += 1
+        else:
+            kept.append(row)
+    size = job.settings["size"]
+    if size is not None and len(kept) < size:
+        raise InputError(
+            f"{job.input('dataset')}: {len(kept)} pairs, {size} asked for.\nHint: lower the pairing's size."
+        )
+    selected = sorted(kept, key=lambda row: str(row["pair_id"]))[:size]
+    table = [{key: row.get(key) for key in schemas.PAIRS} | {"margin": row["margin"]} for row in selected]
+    job.counts = {
+        "rows_in": len(preferences),
+        "dropped_small_margin": small,
+        "dropped_beyond_size": len(kept) - len(selected),
+        "pairs_out": len(table),
+    }
+    schemas.write_table(job.output, table, schemas.PAIRS, ("pair_id",))
+    job.note = f"{len(table)} of {len(preferences)} curated pairs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("select_pairs", run, ("dataset",), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""One DPO step of a run by TRL's DPOTrainer, with reference log-probabilities that were computed beforehand.
+
+No reference model is loaded. Before the first step a gate compares the starting policy with the reference: where
+they are the same weights, every implicit reward must be zero, and the sigmoid loss ln 2.
+"""
+
+import math
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scripts.lib import schemas, stage
+from scripts.lib.errors import InputError
+from scripts.lib.seeds import derive_seed
+
+# Largest |policy − reference| log-probability of a whole answer, in nats per token, that rounding can explain.
+GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+GATE_PAIRS = 16
+LN2_TOLERANCE = 1e-3
+
+
+def run(job: stage.Job) -> None:
+    """Train one policy on one or several tables of pairs."""
+    from datasets import Dataset
+    from trl import DPOConfig
+
+    from scripts.lib import artifact, models, training
+    from scripts.lib.reference import ReferenceDPOTrainer
+
+    settings = job.settings
+    device = models.prepare(job.runtime)
+    tokenizer = models.load_tokenizer(job.input("start"))
+    model = models.load_policy(job.input("start"), "float32")
+    read = load_pairs(job, tokenizer)
+    rows, dropped = training.fitting(read, ("prompt_ids", "longer_ids"), settings["max_length"])
+    if not rows:
+        raise InputError(f"all {len(read)} pairs exceed max_length = {settings['max_length']}.\nHint: raise it.")
+    if settings["starts_at_reference"]:
+        gate(model.to(device).eval(), tokenizer, rows[:GATE_PAIRS], settings["dtype"], device)
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+    own = {
+        "beta": settings["beta"],
+        "loss_type": settings["loss"],
+        "loss_weights": settings["loss_weights"],
+        "label_smoothing": settings["label_smoothing"],
+        "max_length": None,
+        "precompute_ref_log_probs": True,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = ReferenceDPOTrainer(
+            model=model,
+            args=training.arguments(DPOConfig, job, len(rows), Path(scratch), **own),
+            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+            processing_class=tokenizer,
+        )
+        job.metrics = training.train(trainer, check_first_loss if starts_at_ln2(settings) else None)
+    job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(rows)}
+    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    job.note = (
+        f"{len(rows)} pairs, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}, "
+        f"implicit reward margin {job.metrics.get('rewards/margins', float('nan')):.2f}"
+    )
+
+
+def load_pairs(job: stage.Job, tokenizer: Any) -> list[dict[str, Any]]:
+    """Token rows of all pair tables with their reference log-probabilities, joined by pair_id.
+
+    A weight below 1 keeps that share of a table's rows, drawn by the seed. Raises InputError if a table and its
+    reference do not hold the same pairs, or count the tokens of an answer differently.
+    """
+    from scripts.lib import chat
+
+    rows: list[dict[str, Any]] = []
+    job.counts = {"pairs_in": 0, "dropped_by_weight": 0}
+    for pairs_path, reference_path, weight in zip(
+        job.inputs["pairs"], job.inputs["reference"], job.settings["weights"], strict=True
+    ):
+        pairs = schemas.read_table(pairs_path, schemas.PAIRS).to_dicts()
+        reference = {row["pair_id"]: row for row in schemas.read_table(reference_path, schemas.REFERENCE).to_dicts()}
+        if reference.keys() != {pair["pair_id"] for pair in pairs}:
+            raise InputError(
+                f"{reference_path}: does not hold the pairs of {pairs_path}.\nHint: delete it and run Snakemake."
+            )
+        kept = pairs
+        if weight < 1:
+            drawn = random.Random(derive_seed(job.settings["seed"], pairs_path.name, weight))
+            kept = drawn.sample(pairs, max(1, round(weight * len(pairs))))
+        job.counts["pairs_in"] += len(pairs)
+        job.counts["dropped_by_weight"] += len(pairs) - len(kept)
+        for pair in kept:
+            prompt, chosen, rejected = chat.pair_ids(tokenizer, pair)
+            known = reference[pair["pair_id"]]
+            if (len(chosen), len(rejected)) != (known["chosen_tokens"], known["rejected_tokens"]):
+                raise InputError(
+                    f"{reference_path}: pair {pair['pair_id']} has {known['chosen_tokens']} and "
+                    f"{known['rejected_tokens']} tokens there, {len(chosen)} and {len(rejected)} here.\n"
+                    "Hint: reference and policy must share a tokenizer and chat template."
+                )
+            rows.append(
+                {
+                    "prompt_ids": prompt,
+                    "chosen_ids": chosen,
+                    "rejected_ids": rejected,
+                    "longer_ids": max(chosen, rejected, key=len),
+                    "ref_chosen_logps": known["chosen_logprob"],
+                    "ref_rejected_logps": known["rejected_logprob"],
+                }
+            )
+    return rows
+
+
+def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, device: Any) -> None:
+    """Stop a step whose start is not its reference although the plan says so.
+
+    Compares the policy's log-probabilities of the first pairs with the reference's; both come from the same weights,
+    so the implicit rewards must vanish and the first sigmoid loss be ln 2. Raises InputError otherwise.
+    """
+    import torch
+
+    from scripts.lib import models
+
+    for side in ("chosen", "rejected"):
+        sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows]
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            values = models.token_logprobs(model, sequences, tokenizer.pad_token_id or 0, device)
+        for row, value in zip(rows, values):
+            difference = abs(value - row[f"ref_{side}_logps"]) / max(1, len(row[f"{side}_ids"]))
+            if difference > GATE_TOLERANCE[dtype]:
+                raise InputError(
+                    f"gate: before the first step the policy gives a {side} answer log-probability {value:.4f}, its "
+                    f"reference {row[f'ref_{side}_logps']:.4f}: {difference:.2g} nats per token apart, allowed are "
+                    f"{GATE_TOLERANCE[dtype]:.0e}. They are planned to be the same weights, so the loss would not "
+                    "start at ln 2.\nHint: the reference file belongs to other weights, another tokenizer or another "
+                    "chat template; delete it and run Snakemake."
+                )
+
+
+def starts_at_ln2(settings: dict[str, Any]) -> bool:
+    """Whether theory fixes the first loss: the start is the reference, the loss is sigmoid, arithmetic is float32."""
+    return bool(settings["starts_at_reference"] and settings["loss"] == ["sigmoid"] and settings["dtype"] == "float32")
+
+
+def check_first_loss(loss: float) -> None:
+    """Raise InputError unless the loss of the first optimizer step is ln 2."""
+    if abs(loss - math.log(2)) > LN2_TOLERANCE:
+        raise InputError(
+            f"gate: the first loss is {loss:.5f}; where the policy starts at its reference it is ln 2 = 0.69315.\n"
+            "Hint: the reference file belongs to other weights, another tokenizer or another chat template; delete "
+            "it and run Snakemake."
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("train_dpo", run, ("start", "pairs*", "reference*"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

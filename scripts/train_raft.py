@@ -1,0 +1,51 @@
+"""RAFT: supervised fine-tuning on the best of K responses by reward (reward-ranked fine-tuning).
+
+The best complete response of each prompt is trained on; a prompt whose responses were all cut off is dropped.
+"""
+
+import sys
+from typing import Any
+
+from scripts.build_pairs import joined
+from scripts.lib import stage
+
+
+def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """(the complete response with the highest reward of each prompt, prompts that have no complete one)."""
+    prompts = {row["prompt_id"] for row in rows}
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["finish_reason"] != "stop":
+            continue
+        held = best.get(row["prompt_id"])
+        if held is None or row["reward"] > held["reward"]:
+            best[row["prompt_id"]] = row
+    return list(best.values()), len(prompts) - len(best)
+
+
+def run(job: stage.Job) -> None:
+    """Fine-tune a policy on the best responses."""
+    from scripts.lib import models, sft
+
+    models.prepare(job.runtime)
+    responses = joined(job)
+    best, truncated = best_responses(responses)
+    tokenizer = models.load_tokenizer(job.input("start"))
+    model = models.load_policy(job.input("start"), "float32")
+    rows = [
+        sft.row(row["prompt_ids"] + row["token_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["token_ids"]))
+        for row in best
+    ]
+    job.counts = {"responses_in": len(responses), "dropped_all_truncated": truncated}
+    job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best))}
+    sft.fine_tune(job, model, tokenizer, rows)
+    job.note = f"best of K for {len(best)} prompts, mean reward {job.metrics['best_reward']:.3f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("train_raft", run, ("start", "rollouts*", "rewards*"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

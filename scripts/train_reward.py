@@ -1,0 +1,125 @@
+"""A Bradley-Terry reward model by TRL's RewardTrainer: a scalar head on the last token (paper, section 2.1).
+
+The padding token is made distinct from every end token: a classifier whose padding is its eos reads the wrong
+position and scores chosen and rejected alike.
+"""
+
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from scripts.lib import schemas, stage
+from scripts.lib.errors import InputError
+
+PAD = "[PAD]"
+CALIBRATION_BINS = 10
+
+
+def heldout_metrics(margins: list[float]) -> dict[str, float]:
+    """Accuracy, loss and calibration from reward(chosen) − reward(rejected) on held-out pairs.
+
+    Ties count half. The calibration error is the mean, over pairs, of |predicted − seen| in ten equal bins of the
+    predicted probability that the chosen answer wins, read both ways round so that the bins span [0, 1].
+    """
+    count = len(margins)
+    accuracy = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins) / count
+    loss = sum(max(-margin, 0) + math.log1p(math.exp(-abs(margin))) for margin in margins) / count
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(CALIBRATION_BINS)]
+    for margin in margins:
+        for sign, outcome in ((1, 1.0), (-1, 0.0)):
+            probability = 1 / (1 + math.exp(-sign * max(-500.0, min(500.0, margin))))
+            bins[min(int(probability * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((probability, outcome))
+    error = sum(abs(sum(p - o for p, o in entries)) for entries in bins) / (2 * count)
+    return {"heldout_accuracy": accuracy, "heldout_loss": loss, "heldout_calibration_error": error}
+
+
+def token_rows(tokenizer: Any, path: Path) -> list[dict[str, list[int]]]:
+    """Whole conversations as token ids, one row per pair, in the reward model's chat template."""
+    from scripts.lib import chat
+
+    rows = []
+    for pair in schemas.read_table(path, schemas.PREFERENCES).to_dicts():
+        prompt = chat.prompt_ids(tokenizer, pair["messages"])
+        rows.append(
+            {f"{side}_ids": prompt + chat.completion_ids(tokenizer, pair["messages"], pair[side]) for side in SIDES}
+        )
+    return rows
+
+
+SIDES = ("chosen", "rejected")
+
+
+def fitting(rows: list[dict[str, list[int]]], longest: int) -> list[dict[str, list[int]]]:
+    """The pairs of which neither side has more than `longest` tokens."""
+    return [row for row in rows if all(len(row[f"{side}_ids"]) <= longest for side in SIDES)]
+
+
+def run(job: stage.Job) -> None:
+    """Train on one preference table, judge on another."""
+    import torch
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    from scripts.lib import artifact, chat, models, training
+
+    settings = job.settings
+    device = models.prepare(job.runtime)
+    tokenizer = models.load_tokenizer(job.input("init"))
+    set_seed(settings["seed"])
+    model = models.load_reward(job.input("init"), "float32")
+    if tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer)):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    everything = token_rows(tokenizer, job.input("dataset"))
+    rows = fitting(everything, settings["max_length"])
+    all_heldout = token_rows(tokenizer, job.input("heldout"))
+    heldout = fitting(all_heldout, settings["max_length"])
+    if not rows or not heldout:
+        raise InputError(
+            f"{len(rows)} training and {len(heldout)} held-out pairs fit max_length = {settings['max_length']}.\n"
+            "Hint: raise it."
+        )
+    own = {"max_length": None, "center_rewards_coefficient": settings["center_rewards_coefficient"]}
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = RewardTrainer(
+            model=model,
+            args=training.arguments(RewardConfig, job, len(rows), Path(scratch), **own),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        job.metrics = training.train(trainer)
+    model.eval()
+    sequences = [row[f"{side}_ids"] for row in heldout for side in SIDES]
+    scores = [0.0] * len(sequences)
+    for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
+        padded = tokenizer.pad({"input_ids": [sequences[i] for i in batch]}, padding_side="right", return_tensors="pt")
+        with torch.no_grad():
+            values = model(**{key: value.to(device) for key, value in padded.items()}).logits[:, 0]
+        for i, value in zip(batch, values.double().tolist()):
+            scores[i] = value
+    job.metrics |= heldout_metrics([scores[2 * i] - scores[2 * i + 1] for i in range(len(heldout))])
+    longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
+    job.metrics["heldout_longer_is_chosen"] = longer
+    job.counts = {
+        "pairs_in": len(everything),
+        "dropped_too_long": len(everything) - len(rows),
+        "pairs_trained": len(rows),
+        "heldout_in": len(all_heldout),
+        "heldout_dropped_too_long": len(all_heldout) - len(heldout),
+        "heldout_scored": len(heldout),
+    }
+    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    job.note = f"{len(rows)} pairs, held-out accuracy {job.metrics['heldout_accuracy']:.3f} on {len(heldout)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("train_reward", run, ("init", "dataset", "heldout"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Supervised fine-tuning by TRL's SFTTrainer; only the assistant's own tokens count in the loss."""
+
+import sys
+
+from scripts.lib import schemas, stage
+
+
+def run(job: stage.Job) -> None:
+    """Fine-tune a base model on one table of conversations."""
+    from scripts.lib import chat, models, sft
+
+    models.prepare(job.runtime)
+    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS).to_dicts()
+    tokenizer = models.load_tokenizer(job.input("base"))
+    model = models.load_policy(job.input("base"), "float32")
+    rows = []
+    for conversation in conversations:
+        ids, mask = chat.conversation_ids(tokenizer, conversation["messages"])
+        rows.append(sft.row(ids, mask))
+    sft.fine_tune(job, model, tokenizer, rows)
+    job.note = (
+        f"{job.counts['rows_trained']} conversations, loss {job.metrics['first_loss']:.3f} → "
+        f"{job.metrics['last_loss']:.3f}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("train_sft", run, ("base", "dataset"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
