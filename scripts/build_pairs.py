@@ -51,6 +51,8 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
             rejected = others[0]
         else:
             rejected = random.Random(derive_seed(settings["seed"], chosen["prompt_id"])).choice(others)
+    if chosen is rejected:
+        return "same_response"
     if chosen["response"] == rejected["response"]:
         return "identical"
     if chosen["score"] == rejected["score"]:
@@ -67,7 +69,10 @@ def joined(job: stage.Job) -> list[Row]:
     """Rollouts with their rewards, in order. Raises InputError if any (prompt_id, k) lacks its counterpart."""
     rollouts = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
     rewards = schemas.read_table(job.inputs["rewards"], schemas.REWARDS)
-    together = rollouts.join(rewards, on=["prompt_id", "k"], how="inner", validate="1:1", maintain_order="left")
+    for name, table in (("rollouts", rollouts), ("rewards", rewards)):
+        if table.select("prompt_id", "k").is_duplicated().any():
+            raise InputError(f"{name}: a (prompt_id, k) stands more than once.\nHint: a shard was given twice.")
+    together = rollouts.join(rewards, on=["prompt_id", "k"], how="inner", maintain_order="left")
     if not (together.height == rollouts.height == rewards.height):
         raise InputError(
             f"{rollouts.height} rollouts and {rewards.height} rewards share {together.height} (prompt_id, k).\n"

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from scripts.lib import artifact, charts, schemas, stage
-from scripts.lib.charts import Interval, clipped, figure, header, interval, number, percent, signed, table
+from scripts.lib.charts import Interval, clipped, figure, header, interval, nats, number, percent, signed, table, title
 from scripts.lib.errors import InputError
 
 Manifest = dict[str, Any]
@@ -89,9 +89,6 @@ class Facts:
     weights: dict[str, str]
 
 
-# Reading
-
-
 def read(job: stage.Job) -> Facts:
     """Sort the manifests by what they describe. Raises InputError if a policy lacks its evaluation."""
     evaluations: dict[tuple[str, str], Manifest] = {}
@@ -116,9 +113,9 @@ def read(job: stage.Job) -> Facts:
             )
     tables = {}
     for path in job.inputs["evaluations"]:
-        if not (found := EVALUATION.search(str(path))):
-            raise InputError(f"{path}: no evaluation's table\nHint: they are called …/POLICY/eval/BENCHMARK.parquet.")
-        tables[found["benchmark"], found["policy"]] = path
+        # A table by another name is missing below, with the policy that it should have been of.
+        if found := EVALUATION.search(str(path)):
+            tables[found["benchmark"], found["policy"]] = path
     blocks = job.settings["runs"]
     ordered = sorted(blocks, key=lambda name: (-len(blocks[name][0]), name))
     runs = [Run(name, blocks[name][1], blocks[name][0], slot) for slot, name in enumerate(ordered)]
@@ -136,17 +133,6 @@ def read(job: stage.Job) -> Facts:
         own = {policy: evaluations[name, policy] for policy in policies}
         benchmarks.append(Benchmark(name, labellers, own, {policy: tables[name, policy] for policy in policies}))
     return Facts(job.settings["preset"], runs, benchmarks if runs else [], pairs, rewards, weights)
-
-
-def title(policy: str) -> str:
-    """A policy's name for people."""
-    parts = policy.split("/")
-    return f"SFT {parts[1]}" if parts[0] == "sft" else f"{parts[1]} {parts[2]}"
-
-
-def two_digits(value: float) -> str:
-    """A number in nats."""
-    return number(value, 2)
 
 
 def lead(facts: Facts, benchmark: Benchmark) -> str:
@@ -172,7 +158,7 @@ def lead(facts: Facts, benchmark: Benchmark) -> str:
         values = [interval(end["rewards"][proxy]) for end in ends]
         text.append(f"Meanwhile {escape(proxy)} went from {values[0]} to {values[1]}.")
     if benchmark.distance != LOG_RATIO:
-        text.append(f"The end lies {interval(ends[1]['kl'], two_digits)} nats of KL from SFT.")
+        text.append(f"The end lies {interval(ends[1]['kl'], nats)} nats of KL from SFT.")
     if benchmark.modes[1:]:
         greedy = [benchmark.summary(first.policies[end], "greedy")["rewards"][head] for end in (0, -1)]
         text.append(f"By greedy decoding {escape(head)} went from {interval(greedy[0])} to {interval(greedy[1])}.")
@@ -181,9 +167,6 @@ def lead(facts: Facts, benchmark: Benchmark) -> str:
         ended = "; ".join(f"{escape(run.name)} {interval(value)}" for run, value in finals)
         text.append(f"{escape(head[:1].upper() + head[1:])} of the other runs at their ends: {ended}.")
     return f'<p class="lead">{" ".join(text)}</p>'
-
-
-# Sections
 
 
 def chart_section(facts: Facts, benchmark: Benchmark) -> str:
@@ -208,20 +191,16 @@ def chart_section(facts: Facts, benchmark: Benchmark) -> str:
         lines_to = [charts.Line(slot, xs, ys) for (slot, xs), (_, ys) in zip(distance, heights)]
         drawn = charts.against(lines_to, f"{benchmark.distance}, nats per response")
         figures.append(figure(f"<b>{escape(labeller)}</b>, {main}, against the distance from SFT", drawn))
-    for label, lines_of in (
-        (f"<b>{benchmark.distance}</b>, nats per response", distance),
-        ("<b>Tokens per response</b>", by_iteration(main, "tokens")),
-    ):
-        figures.append(figure(f"{label}, {main}, by iteration", charts.by_iteration(lines_of)))
+    figures.append(figure(f"<b>{benchmark.distance}</b>, nats, {main}, by iteration", charts.by_iteration(distance)))
+    tokens = charts.by_iteration(by_iteration(main, "tokens"))
+    figures.append(figure(f"<b>Tokens per response</b>, {main}, by iteration", tokens))
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def legend(runs: list[Run]) -> str:
     """Every run's marker and colour."""
-    items = [
-        f"<span>{charts.glyph(run.slot)}{escape(run.name)} <i class=muted>{escape(run.method)}</i></span>"
-        for run in runs
-    ]
+    names = [(charts.glyph(run.slot), escape(run.name), escape(run.method)) for run in runs]
+    items = [f'<span>{glyph}{name} <i class="muted">{method}</i></span>' for glyph, name, method in names]
     return f'<div class="legend"><span><span class="glyph">●</span>SFT</span>{"".join(items)}</div>'
 
 
@@ -241,18 +220,16 @@ def policy_table(facts: Facts, benchmark: Benchmark, mode: str) -> str:
     groups = "".join(f'<th class="group" colspan="3">{escape(labeller)}</th>' for labeller in benchmark.labellers)
     distance = benchmark.distance if mode == "sampled" else LOG_RATIO
     names = ["policy", *["mean", "change", "wins"] * len(benchmark.labellers), distance, "tokens", "truncated"]
-    rows, breaks = [], []
+    rows: list[list[str]] = []
+    breaks: list[int] = []
     for policy, cell, begins in policy_rows(facts):
         summary = benchmark.summary(policy, mode)
-        row = [cell]
+        row, is_sft = [cell], policy.startswith("sft/")
         for labeller in benchmark.labellers:
+            change, wins = summary["change"][labeller], summary["win_rate"][labeller]
             row.append(interval(summary["rewards"][labeller]))
-            if policy.startswith("sft/"):
-                row += ["–", "–"]
-            else:
-                row.append(interval(summary["change"][labeller], signed))
-                row.append(interval(summary["win_rate"][labeller], percent))
-        row.append("–" if policy.startswith("sft/") else interval(summary["kl"], two_digits))
+            row += ["–", "–"] if is_sft else [interval(change, signed), interval(wins, percent)]
+        row.append("–" if is_sft else interval(summary["kl"], nats))
         row.append(interval(summary["tokens"], lambda value: number(value, 1)))
         row.append(percent(summary["truncated"]["mean"]))
         breaks += [len(rows)] if begins else []
@@ -263,23 +240,23 @@ def policy_table(facts: Facts, benchmark: Benchmark, mode: str) -> str:
 def pair_section(pairs: list[tuple[dict[str, str], Manifest]]) -> str:
     """What became of every iteration's rollouts."""
     reasons = sorted({key for _, found in pairs for key in found["counts"] if key.startswith("dropped_")})
-    names = ["responses of", "prompts", "labeller", "pairing", "prompts in", "pairs out"]
+    names = ["responses of", "prompts", "pairing", "prompts in", "pairs out"]
     names += [key.removeprefix("dropped_").replace("_", " ") for key in reasons]
     names += ["mean margin", "mean reward", "spread", "distinct", "truncated", "chosen tokens", "rejected tokens"]
     rows = []
     for where, found in pairs:
         counts, metrics = found["counts"], found["metrics"]
-        words = [title(where["policy"]), where["prompts"], where["reward"], where["pairing"]]
+        words = [title(where["policy"]), where["prompts"], f"{where['reward']} · {where['pairing']}"]
         row = [escape(word) for word in words] + [str(counts[key]) for key in ("prompts_in", "pairs_out")]
         row += [str(counts.get(key, 0)) for key in reasons]
         row += [number(metrics[key]) for key in ("mean_margin", "mean_reward", "reward_spread")]
         row += [percent(metrics[key]) for key in ("distinct_responses", "truncated")]
         rows.append(row + [number(metrics[key], 1) for key in ("chosen_tokens", "rejected_tokens")])
     note = (
-        "One row per table that a DPO iteration trained on; after pairs out, the prompts without a pair by reason. Spread "
-        "is the standard deviation of a prompt's rewards; distinct, the share of its responses that differ."
+        "One row per table that DPO trained on; after pairs out, the prompts without a pair by reason. Spread is the "
+        "standard deviation of a prompt's rewards; distinct, the share of its responses that differ."
     )
-    return f'<h2>Pairs</h2><p class="note">{note}</p>{table(header(names, 4), rows, left=4)}'
+    return f'<h2>Pairs</h2><p class="note">{note}</p>{table(header(names, 3), rows, left=3)}'
 
 
 def reward_section(rewards: list[tuple[str, Manifest]]) -> str:
@@ -292,7 +269,7 @@ def reward_section(rewards: list[tuple[str, Manifest]]) -> str:
         row += [number(metrics["heldout_calibration_error"]), percent(metrics["heldout_longer_is_chosen"])]
         row += [str(counts[key]) for key in ("pairs_trained", "heldout_scored", "dropped_too_long")]
         rows.append(row)
-    note = "Longer is chosen: the share of held-out pairs whose chosen answer is the longer one, to judge accuracy by."
+    note = "Longer is chosen: the share of held-out pairs whose chosen answer is the longer one."
     head = header([*names, "pairs held out", "too long"])
     return f'<h2>Reward models</h2><p class="note">{note}</p>{table(head, rows)}'
 
@@ -335,8 +312,8 @@ def sample_section(facts: Facts, benchmark: Benchmark) -> tuple[str, int]:
             parts.append(f'<div class="row">{"".join(answers)}</div>')
         parts.append("</div>")
     note = (
-        f"The first response {benchmark.drawn or 'by greedy decoding'} to {len(prompts)} prompts, chosen by their ids and "
-        "by nothing else, with what each labeller gave it."
+        f"The first response {benchmark.drawn or 'by greedy decoding'} to {len(prompts)} prompts, chosen by their ids "
+        "and by nothing else, with what each labeller gave it."
     )
     return f'<h3>Side by side</h3><p class="note">{note}</p>{"".join(parts)}', len(prompts)
 
@@ -352,17 +329,15 @@ def provenance(facts: Facts) -> str:
             listed = " ".join(shards[:3]) + (" …" if shards[3:] else "")
             row += [f'<span class="digest">{text}</span>' for text in (listed, found["output"][:12])]
         rows.append(row)
-    names = ["policy", "weights"]
-    for benchmark in facts.benchmarks:
-        names += [f"{escape(benchmark.name)}: responses", f"{escape(benchmark.name)}: evaluation"]
-    count = len(names)
+    kinds = ("responses", "evaluation")
+    names = ["policy", "weights", *(f"{escape(b.name)}: {kind}" for b in facts.benchmarks for kind in kinds)]
     manifests = [found for benchmark in facts.benchmarks for found in benchmark.manifests.values()]
     manifests += [found for _, found in facts.pairs] + [found for _, found in facts.rewards]
     code = sorted({str(found["code"]).split(" ")[0] for found in manifests})
     return (
-        f"<h2>Provenance</h2><p class=note>Preset <b>{escape(facts.preset)}</b>. Each artifact is named by the first 12 "
-        f"hex digits of its SHA-256, as the manifests hold it. Code: <code>{escape(' '.join(code))}</code></p>"
-        + table(header(names, count), rows, left=count)
+        f"<h2>Provenance</h2><p class=note>Preset <b>{escape(facts.preset)}</b>. Artifacts are named by the first 12 "
+        f"hex digits of their SHA-256, as the manifests hold it. Code: <code>{escape(' '.join(code))}</code></p>"
+        + table(header(names, len(names)), rows, left=len(names))
     )
 
 
@@ -386,10 +361,8 @@ def page(facts: Facts) -> tuple[str, int]:
         samples += count
     if not facts.benchmarks:
         parts.append('<p class="lead">No benchmark was evaluated.</p>')
-    if facts.pairs:
-        parts.append(pair_section(facts.pairs))
-    if facts.rewards:
-        parts.append(reward_section(facts.rewards))
+    parts += [pair_section(facts.pairs)] if facts.pairs else []
+    parts += [reward_section(facts.rewards)] if facts.rewards else []
     methods = sorted({run.method for run in facts.runs})
     note = "What is made once feeds a ring that turns once per iteration: a policy's own answers train the next policy."
     parts.append(f'<h2>How it was made</h2><p class="note">{note}</p>{charts.loop(methods)}')

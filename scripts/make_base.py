@@ -33,7 +33,7 @@ CONTEXT = 128
 
 def make_tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
     """A word-level tokenizer over `words`, the template's special tokens and its two line breaks."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, BOS, EOS, HEADER, HEADER_END, TURN_END, UNKNOWN]
@@ -45,7 +45,6 @@ def make_tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
             pre_tokenizers.Split(Regex(r"\n\n|\w+|[^\w\s]"), "isolated"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.build_pairs import joined
 from scripts.lib import stage
+from scripts.lib.errors import InputError
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -30,6 +31,10 @@ def run(job: stage.Job) -> None:
     models.prepare(job.runtime)
     responses = joined(job)
     best, truncated = best_responses(responses)
+    if not best:
+        raise InputError(
+            f"no response to train on: all {len(responses)} were cut off.\nHint: raise max_new_tokens of the sampling."
+        )
     tokenizer = models.load_tokenizer(job.input("start"))
     model = models.load_policy(job.input("start"), "float32")
     rows = [

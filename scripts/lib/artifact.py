@@ -26,7 +26,10 @@ from scripts.lib.digest import ROOT, file_sha256
 from scripts.lib.errors import InputError
 
 FORMAT = 1
-PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "vllm", "datasets", "polars", "pyarrow", "snakemake")
+PACKAGES = (
+    "torch", "transformers", "trl", "peft", "deepspeed", "vllm", "datasets", "polars", "pyarrow", "matplotlib",
+    "snakemake",
+)  # fmt: skip
 
 
 def canonical_json(value: Any) -> str:
@@ -137,8 +140,8 @@ def verify_model(folder: Path) -> str:
     listing = digests_path(folder)
     if not listing.is_file():
         raise InputError(f"{folder}: no digests file {listing}\n{hint}")
-    lines = [line.split("  ", 1) for line in listing.read_text().split("\n") if line]
-    wanted = {name: digest for digest, name in lines}
+    lines = [line.partition("  ") for line in listing.read_text().split("\n") if line]
+    wanted = {name: digest for digest, _, name in lines}
     present = _files(folder)
     for name in sorted(wanted.keys() | present):
         if name not in present:

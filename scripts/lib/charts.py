@@ -54,6 +54,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−")
 
 
+def title(policy: str) -> str:
+    """A policy's name for people."""
+    parts = policy.split("/")
+    return f"SFT {parts[1]}" if parts[0] == "sft" else f"{parts[1]} {parts[2]}"
+
+
+def nats(value: float) -> str:
+    """A difference of log-probabilities."""
+    return number(value, 2)
+
+
 def signed(value: float) -> str:
     """A difference with its sign."""
     text = number(value)
@@ -203,7 +214,7 @@ def _draw(axes: object, line: Line, numbered: bool) -> None:
     for n, (x, y) in enumerate(zip(line.xs, line.ys)):
         if n:
             _mark(axes, x, y, colour, marker)
-        if n and numbered:
+        if n and numbered and len(xs) > 2:
             where = (x["mean"], y["mean"])
             axes.annotate(  # type: ignore[attr-defined]
                 str(n), where, (5, -9), textcoords="offset points", color=colour, fontsize=8, fontweight="bold"
@@ -242,23 +253,23 @@ def _inline(svg: str) -> str:
 # The loop
 
 
-def snake(x: float, y: float, radius: float, thickness: float) -> str:
-    """A snake around (x, y), clockwise from its tail at the top to its head, which bites the tail."""
+def snake(x: float, y: float, radius: float, thickness: float, gap: float) -> str:
+    """A snake around (x, y), clockwise from its tail at the top to its head, `gap` degrees before the top."""
     steps = 90
     outer, inner = [], []
     for i in range(steps + 1):
         part = i / steps
-        angle = math.radians(-83 + part * 336)
+        angle = math.radians(-83 + part * (352 - gap))
         half = thickness / 2 * (0.12 + 0.88 * math.sin(min(part * 1.5, 1.0) * math.pi / 2))
         outer.append((x + (radius + half) * math.cos(angle), y + (radius + half) * math.sin(angle)))
         inner.append((x + (radius - half) * math.cos(angle), y + (radius - half) * math.sin(angle)))
     body = " ".join(f"{px:.1f},{py:.1f}" for px, py in outer + inner[::-1])
-    angle = math.radians(255)
+    angle = math.radians(270 - gap)
     hx, hy = x + radius * math.cos(angle), y + radius * math.sin(angle)
     t = thickness
     return (
         f'<polygon class="snake" points="{body}"/>'
-        f'<g transform="translate({hx:.1f} {hy:.1f}) rotate(-12)">'
+        f'<g transform="translate({hx:.1f} {hy:.1f}) rotate({3 - gap:g})">'
         f'<path class="snake" d="M{-t:.1f} {-t / 2:.1f} C{-t / 3:.1f} {-t:.1f} {t:.1f} {-t * 0.75:.1f} {t * 1.35:.1f} '
         f"{-t * 0.12:.1f} L{t * 0.75:.1f} {t * 0.05:.1f} L{t * 1.3:.1f} {t * 0.25:.1f} C{t * 0.9:.1f} {t * 0.8:.1f} "
         f'{-t / 3:.1f} {t:.1f} {-t:.1f} {t / 2:.1f} Z"/>'
@@ -268,7 +279,7 @@ def snake(x: float, y: float, radius: float, thickness: float) -> str:
 
 def mark() -> str:
     """The snake alone, beside the title."""
-    return f'<svg class="mark" viewBox="0 0 64 64" aria-hidden="true">{snake(32, 33, 23, 8)}</svg>'
+    return f'<svg class="mark" viewBox="0 0 64 64" aria-hidden="true">{snake(32, 33, 23, 8, 15)}</svg>'
 
 
 def loop(methods: list[str]) -> str:
@@ -289,7 +300,7 @@ def loop(methods: list[str]) -> str:
         '<svg class="loop" viewBox="0 0 640 470" role="img" aria-label="Graph of stages">'
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="tip" d="M0 0 L8 4 L0 8 Z"/></marker></defs>',
-        snake(x, y, radius, 20),
+        snake(x, y, radius, 20, 26),
     ]
     parts += [_arrow(at[start], at[end], _width(start), _width(end)) for start, end in arrows]
     for name, (cx, cy) in at.items():
@@ -315,8 +326,8 @@ def _arrow(start: tuple[float, float], end: tuple[float, float], start_width: fl
     return f'<line class="arrow" x1="{ax:.1f}" y1="{ay:.1f}" x2="{bx:.1f}" y2="{by:.1f}" marker-end="url(#tip)"/>'
 
 
-def _variables(colours: tuple[str, ...], others: str) -> str:
-    return others + "".join(f"--run{i}:{colour};" for i, colour in enumerate(colours))
+def _variables(colours: tuple[str, ...]) -> str:
+    return "".join(f"--run{i}:{colour};" for i, colour in enumerate(colours))
 
 
 STYLE = f"""
@@ -324,21 +335,21 @@ STYLE = f"""
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, Georgia, "DejaVu Serif", serif;
   --paper: #fdfcf9; --card: #f6f4ee; --ink: #1c1e21; --muted: #666a70; --rule: #dedbd2; --snake: #2f7a5c;
-  {_variables(LIGHT, "")} }}
+  {_variables(LIGHT)} }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{
   --paper: #16181a; --card: #1f2225; --ink: #eceae4; --muted: #a2a6ab; --rule: #3a3e42; --snake: #5fb48d;
-  {_variables(DARK, "")} }} }}
+  {_variables(DARK)} }} }}
 * {{ box-sizing: border-box; }}
 body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 var(--sans); }}
 main {{ max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }}
 header {{ display: flex; gap: 1rem; align-items: center; }}
 .mark {{ width: 60px; height: 60px; flex: none; }}
-h1, h2, h3 {{ font-family: var(--serif); font-weight: 600; line-height: 1.2; }}
+h1, h2, h3 {{ font-family: var(--serif); font-weight: 600; line-height: 1.2; break-after: avoid; }}
 h1 {{ margin: 0; font-size: 2.3rem; }}
 h2 {{ margin: 3.2rem 0 .4rem; padding-top: 1.1rem; border-top: 1px solid var(--rule); font-size: 1.55rem; }}
 h3 {{ margin: 1.8rem 0 .4rem; font-size: 1.1rem; }}
 header p, .note {{ margin: .1rem 0 0; color: var(--muted); }}
-.note {{ max-width: 46rem; font-size: .88rem; }}
+.note {{ max-width: 50rem; font-size: .88rem; }}
 .lead {{ max-width: 50rem; margin: 1.6rem 0 .6rem; font: 1.22rem/1.6 var(--serif); }}
 .lead b {{ font-weight: 600; }}
 .lead .interval {{ font-size: .8em; }}
@@ -353,7 +364,7 @@ svg {{ display: block; width: 100%; height: auto; }}
 svg.chart * {{ stroke-linejoin: round; stroke-linecap: butt; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; width: 100%; margin-top: .6rem; font-size: .86rem; }}
-th, td {{ padding: .38rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }}
+th, td {{ padding: .38rem .5rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--rule); }}
 th {{ font-weight: 500; color: var(--muted); vertical-align: bottom; }}
 th.group {{ text-align: center; color: var(--ink); }}
 th:first-child, td:first-child, .left {{ text-align: left; white-space: nowrap; }}
@@ -380,7 +391,9 @@ code, .digest {{ font: .86em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Deja
 .node text {{ font: 15px var(--sans); text-anchor: middle; fill: var(--ink); }}
 .arrow {{ stroke: var(--muted); stroke-width: 1.5; }} .tip {{ fill: var(--muted); }}
 footer {{ margin-top: 3rem; font-size: .86rem; }}
-@media print {{ body {{ font-size: 11pt; }} main {{ max-width: none; padding: 0; }} .scroll {{ overflow: visible; }}
-  th, td {{ padding: .2rem .3rem; }} table {{ font-size: 7.5pt; }} h2, h3 {{ break-after: avoid; }} }}
-@media (max-width: 600px) {{ h1 {{ font-size: 1.7rem; }} .lead {{ font-size: 1.08rem; }} main {{ padding: 1.4rem 1rem; }} }}
+@media print {{ :root {{ --paper: #fff; }} body {{ font-size: 10pt; }} main {{ max-width: none; padding: 0; }}
+  .scroll {{ overflow: visible; }} .charts {{ grid-template-columns: 1fr 1fr; }}
+  .row {{ grid-template-columns: repeat(3, 1fr); }} th, td {{ padding: .2rem .3rem; }} table {{ font-size: 7.5pt; }} }}
+@media (max-width: 600px) {{ h1 {{ font-size: 1.7rem; }} main {{ padding: 1.4rem 1rem; }}
+  .lead {{ font-size: 1.08rem; }} }}
 """

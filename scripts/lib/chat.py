@@ -71,7 +71,10 @@ def completion_ids(tokenizer: Any, messages: Messages, answer: str) -> list[int]
     ids = encode(tokenizer, closed.removeprefix(opened))
     end = end_of_turn(tokenizer)
     if end not in ids:
-        raise InputError(f"chat template: no end-of-turn token after the answer {answer[:80]!r}")
+        raise InputError(
+            f"chat template: no end-of-turn token after the answer {answer[:80]!r}\n"
+            "Hint: let the template end every assistant turn with its end-of-turn token."
+        )
     return ids[: len(ids) - ids[::-1].index(end)]
 
 
@@ -88,12 +91,18 @@ def conversation_ids(tokenizer: Any, messages: Messages) -> tuple[list[int], lis
             continue
         opened = render(tokenizer, messages[:i], answer_next=True)
         if not opened.startswith(rendered):
-            raise InputError("chat template: an earlier turn is rendered differently once the conversation goes on.")
+            raise InputError(
+                "chat template: an earlier turn is rendered differently once the conversation goes on.\n"
+                "Hint: use a template that renders each turn the same way wherever it stands."
+            )
         between = encode(tokenizer, opened.removeprefix(rendered))
         answer = completion_ids(tokenizer, messages[:i], message["content"])
         ids += between + answer
         mask += [0] * len(between) + [1] * len(answer)
-        rendered = opened + tokenizer.decode(answer)
+        # The text up to the end of turn comes from the template, not from decoding, which need not give it back.
+        closed = render(tokenizer, messages[: i + 1], answer_next=False)
+        end = str(tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)))
+        rendered = closed[: closed.rindex(end) + len(end)]
     return ids, mask
 
 

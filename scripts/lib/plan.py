@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scripts.lib import sources
 from scripts.lib.artifact import canonical_json
-from scripts.lib.config import Config
+from scripts.lib.checks import Config
 from scripts.lib.errors import ConfigError
 
 
@@ -131,6 +131,11 @@ class Plan:
         """Table of the preference pairs made from iteration n's rollouts."""
         policy, sampling, prompts = self.sampled(name, n)
         run = self.run(name, n)
+        if run["method"] != "dpo":
+            raise ConfigError(
+                f"run {name!r} trains on the best responses, not on pairs. "
+                f"Hint: ask for iter{n}_rewards or iter{n}_policy, or choose another run by --config run=NAME."
+            )
         return f"{self.root}/{policy}/rollouts/{sampling}/{prompts}/pairs/{run['reward']}/{run['pairing']}.parquet"
 
     def pair_sources(self, name: str, n: int) -> list[PairSource]:
@@ -326,7 +331,7 @@ class Plan:
             return [own_shard, self.policy("/".join(tail[4:-1]))]
         if len(tail) == 6:
             return [*self.rollouts(policy, sampling, prompts), *self.rewards(policy, sampling, prompts, tail[4])]
-        return [path.split("/reference/")[0] + ".parquet", self.policy("/".join(tail[7:]))]
+        return [path.rsplit("/reference/", 1)[0] + ".parquet", self.policy("/".join(tail[7:]))]
 
     def _data_inputs(self, parts: list[str]) -> list[str]:
         if len(parts) == 2:

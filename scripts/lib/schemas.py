@@ -101,16 +101,35 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pl.DataFrame, schema: S
 
     Raises InputError if the rows do not fit the schema or if `key` is not unique.
     """
+    hint = "Hint: a stage wrote rows that scripts/lib/schemas.py does not declare; this is a bug in the stage."
+    for row in [dict.fromkeys(rows.columns)] if isinstance(rows, pl.DataFrame) else rows:
+        if row.keys() != schema.keys():
+            raise InputError(f"{path}: a row has columns {sorted(row)}, expected {sorted(schema)}\n{hint}")
     try:
-        table = pl.DataFrame(rows, schema=schema, strict=True, orient="row")
+        if isinstance(rows, pl.DataFrame):
+            table = rows.select(list(schema))
+            if table.schema != pl.Schema(schema):
+                raise TypeError(f"columns are {dict(table.schema)}")
+        else:
+            table = pl.DataFrame(rows, schema=schema, strict=True, orient="row")
+            check_integers(rows, schema)
     except (TypeError, pl.exceptions.PolarsError) as error:
-        raise InputError(f"{path}: rows do not fit the schema {list(schema)}: {error}") from error
+        raise InputError(f"{path}: rows do not fit the schema {schema}: {error}\n{hint}") from error
     if table.select(key).is_duplicated().any():
         double = table.filter(table.select(key).is_duplicated()).select(key).row(0)
         raise InputError(f"{path}: {key} = {double} stands more than once\nHint: each {key} may stand only once.")
     with written_beside(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
     return table.height
+
+
+def check_integers(rows: list[dict[str, Any]], schema: Schema) -> None:
+    """Raise TypeError for a fraction in an integer column, which polars would silently cut."""
+    for column, kind in schema.items():
+        if kind in (pl.Int32, pl.Int64):
+            for row in rows:
+                if isinstance(row[column], float) and not row[column].is_integer():
+                    raise TypeError(f"{column} = {row[column]} is no integer")
 
 
 def read_table(paths: Path | list[Path], schema: Schema) -> pl.DataFrame:

@@ -66,11 +66,11 @@ def _bucket(text: str, size: int) -> int:
 def split_of(content: str, requests: Requests) -> str:
     """The one split that may contain this prompt.
 
-    The combination of requests decides whether it is held out (about one in six): no
+    The combination of requests decides whether it is held out (9 of the 33): no
     training split contains it, whoever asks and in whatever order.
     """
     combination = "|".join(f"{kind}={requests[kind]}" for kind in KINDS if kind in requests)
-    if _bucket("held out " + combination, 6) == 0:
+    if _bucket("reserved " + combination, 4) == 0:
         return _HELD_OUT_SPLITS[_bucket(content, len(_HELD_OUT_SPLITS))]
     return _BUCKETS[_bucket(content, len(_BUCKETS))]
 

@@ -1,0 +1,175 @@
+"""What a schema cannot say of a configuration: names that must exist, and numbers of different blocks that must fit."""
+
+import re
+from typing import Any
+
+from scripts.lib.errors import Complaints
+
+Config = dict[str, Any]
+NAME = re.compile(r"[a-z0-9_]+")
+NAMED_BLOCKS = ("bases", "datasets", "prompts", "sft", "rewards", "samplings", "pairings", "runs", "evaluation")
+WORLD_ITERATIONS = 10
+SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
+
+
+class Checks:
+    """All checks of one configuration that is complete already; complaints go to `found`."""
+
+    def __init__(self, config: Config, found: Complaints) -> None:
+        self.config, self.found = config, found
+
+    def everything(self) -> None:
+        """Run every check."""
+        for block in NAMED_BLOCKS:
+            for name in self.config[block]:
+                if not NAME.fullmatch(name):
+                    self.found.add(f"{block}.{name}", None, "names become folder names", "use a-z, 0-9 and _ only.")
+        if self.config["run"] is not None:
+            self.refer("run", self.config["run"], "runs")
+        self._sft_and_rewards()
+        self._data()
+        self._samplings_and_pairings()
+        for name, evaluation in self.config["evaluation"].items():
+            self._evaluation(f"evaluation.{name}", evaluation)
+        for name, run in self.config["runs"].items():
+            self._run(f"runs.{name}", run)
+        for block in ("bases", "sft", "rewards"):
+            for name, entry in self.config[block].items():
+                if "batch_size" in entry:
+                    self._batch(f"{block}.{name}", entry["batch_size"])
+
+    def refer(self, key: str, name: str | None, block: str, **wanted: str) -> Config | None:
+        """The entry `name` of a block, or None with a complaint if it is missing or of another kind than wanted."""
+        if name is None:
+            return None
+        if name not in self.config[block]:
+            self.found.unknown(key, name, f"no such entry in {block}", self.config[block])
+            return None
+        target: Config = self.config[block][name]
+        for field, value in wanted.items():
+            if target.get(field) != value:
+                text = f"{block}.{name}.{field} is {target.get(field)!r}, must be {value!r}"
+                self.found.add(key, name, text, f"name an entry of {block} whose {field} is {value}.")
+                return None
+        return target
+
+    def _sft_and_rewards(self) -> None:
+        for name, sft in self.config["sft"].items():
+            self.refer(f"sft.{name}.base", sft["base"], "bases")
+            self.refer(f"sft.{name}.dataset", sft.get("dataset"), "datasets", type="conversations")
+        for name, reward in self.config["rewards"].items():
+            if reward["kind"] != "bt":
+                continue
+            key = f"rewards.{name}"
+            block, _, target = reward["init"].partition("/")
+            if block not in ("sft", "base"):
+                self.found.add(f"{key}.init", reward["init"], "must be sft/NAME or base/NAME", "such as sft/tiny.")
+            else:
+                self.refer(f"{key}.init", target, {"sft": "sft", "base": "bases"}[block])
+            self.refer(f"{key}.dataset", reward["dataset"], "datasets", type="preferences")
+            self.refer(f"{key}.heldout", reward["heldout"], "datasets", type="preferences")
+            if reward["heldout"] == reward["dataset"]:
+                self.found.add(f"{key}.heldout", reward["heldout"], "is the training set", "hold out other pairs.")
+
+    def _data(self) -> None:
+        for name, block in self.config["datasets"].items():
+            if block["kind"] == "world" and (block["split"] == "sft") != (block["type"] == "conversations"):
+                text, hint = f"does not hold {block['type']}", "conversations are in sft, preferences in the others."
+                self.found.add(f"datasets.{name}.split", block["split"], text, hint)
+        for kind in ("datasets", "prompts"):
+            for name, block in self.config[kind].items():
+                if "part" in block and block["part"][0] >= block["part"][1]:
+                    text = "the first number must be below the second"
+                    self.found.add(f"{kind}.{name}.part", block["part"], text, "[0, 0.5] is the first half.")
+
+    def _samplings_and_pairings(self) -> None:
+        for name, sampling in self.config["samplings"].items():
+            count = len(sampling["temperatures"])
+            if sampling["k"] % count:
+                text = f"is not a multiple of its {count} temperatures"
+                self.found.add(f"samplings.{name}.k", sampling["k"], text, "K is split into equal blocks.")
+        for name, pairing in self.config["pairings"].items():
+            if pairing["chosen_quantile"] <= pairing["rejected_quantile"]:
+                key, value = f"pairings.{name}.chosen_quantile", pairing["chosen_quantile"]
+                self.found.add(key, value, "must be above rejected_quantile", "1 is the best response, 0 the worst.")
+
+    def _evaluation(self, key: str, evaluation: Config) -> None:
+        self.refer(f"{key}.prompts", evaluation["prompts"], "prompts")
+        sampling = self.refer(f"{key}.sampling", evaluation["sampling"], "samplings")
+        if sampling and not sampling["record_logprobs"]:
+            hint = "the KL to the SFT policy needs them."
+            self.found.add(f"{key}.sampling", evaluation["sampling"], "must have record_logprobs: true", hint)
+        for reward in evaluation["rewards"]:
+            self.refer(f"{key}.rewards", reward, "rewards")
+        for name, run in self.config["runs"].items():
+            if run["prompts"] == evaluation["prompts"]:
+                text = f"runs.{name} trains on these prompts"
+                self.found.add(f"{key}.prompts", evaluation["prompts"], text, "evaluate on prompts of their own.")
+
+    def _run(self, key: str, run: Config) -> None:
+        self.refer(f"{key}.sft", run["sft"], "sft")
+        prompts = self.refer(f"{key}.prompts", run["prompts"], "prompts")
+        if run["prompts"] is None and (run["method"] != "dpo" or not run["mix"]):
+            hint = "only a dpo run with a `mix` of curated preferences can do without."
+            self.found.add(f"{key}.prompts", None, "missing", hint)
+        if prompts and prompts["kind"] == "world":
+            if prompts["split"] != "iteration":
+                text = f"prompts.{run['prompts']}.split is {prompts['split']!r}, must be 'iteration'"
+                self.found.add(f"{key}.prompts", run["prompts"], text, "the other splits are held out.")
+            if run["iterations"] > WORLD_ITERATIONS:
+                text = f"the world has prompts for {WORLD_ITERATIONS} iterations"
+                self.found.add(f"{key}.iterations", run["iterations"], text, "lower it.")
+        for i, part in enumerate(run["mix"]):
+            self.refer(f"{key}.mix[{i}].dataset", part["dataset"], "datasets", type="preferences")
+            self.refer(f"{key}.mix[{i}].pairing", part["pairing"], "pairings")
+        self._iteration(key, run)
+        for number, own in run["each"].items():
+            if int(number) > run["iterations"]:
+                text, hint = f"the run has iterations 1 to {run['iterations']}", f"raise {key}.iterations."
+                self.found.add(f"{key}.each.{number}", None, text, hint)
+            merged = {**run, **{name: value for name, value in own.items() if value is not None}}
+            for method in ("dpo", "raft"):
+                merged[method] = {**run[method], **(own[method] or {})}
+            if any(value is not None for value in own.values()):
+                self._iteration(f"{key}.each.{number}", merged, own)
+
+    def _iteration(self, key: str, run: Config, own: Config | None = None) -> None:
+        """The settings in force in an iteration; `own` are those it sets for itself, and only they are blamed."""
+        method = run[run["method"]]
+        sampling = None
+        if run["prompts"] is not None:
+            for field in ("reward", "sampling", *(["pairing"] if run["method"] == "dpo" else [])):
+                if own is not None and own[field] is None:
+                    continue
+                if run[field] is None:
+                    self.found.add(f"{key}.{field}", None, "missing", f"name one of {field}s.")
+                else:
+                    self.refer(f"{key}.{field}", run[field], f"{field}s")
+            sampling = self.config["samplings"].get(run["sampling"])
+        if own is None or own["sampling"] is not None or own[run["method"]]:
+            needed = sampling["max_prompt_tokens"] + sampling["max_new_tokens"] if sampling else 0
+            if method["max_length"] < needed:
+                text = f"prompts and responses have up to {needed} tokens"
+                hint = f"raise it, or lower max_prompt_tokens or max_new_tokens of samplings.{run['sampling']}."
+                self.found.add(f"{key}.{run['method']}.max_length", method["max_length"], text, hint)
+        if own is None or own[run["method"]]:
+            self._batch(f"{key}.{run['method']}", method["batch_size"])
+        if own is None or own["dpo"]:
+            weights, losses = run["dpo"]["loss_weights"], run["dpo"]["loss"]
+            if weights is not None and len(weights) != len(losses):
+                self.found.add(
+                    f"{key}.dpo.loss_weights", weights, "must fit `loss`", f"one number for each of {losses}."
+                )
+            smoothing = run["dpo"]["label_smoothing"]
+            if "exo_pair" in losses and smoothing == 0:
+                self.found.add(f"{key}.dpo.label_smoothing", 0, "exo_pair needs more than 0", "its paper uses 0.001.")
+            if smoothing > 0 and not SMOOTHED_LOSSES & set(losses):
+                text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
+                self.found.add(f"{key}.dpo.label_smoothing", smoothing, text, hint)
+
+    def _batch(self, key: str, batch: int) -> None:
+        """The micro-batch must divide every batch: the rest is gradient accumulation."""
+        micro = min(self.config["runtime"]["train_micro_batch"], batch)
+        if batch % micro:
+            text, hint = f"does not divide {key}.batch_size = {batch}", "choose a divisor of every batch size."
+            self.found.add("runtime.train_micro_batch", micro, text, hint)

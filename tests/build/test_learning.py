@@ -1,0 +1,131 @@
+"""What the finished tiny build has learnt, read from its artifacts."""
+
+import json
+
+import polars as pl
+import pytest
+from scripts.lib import schemas, world
+from scripts.lib.stats import interval
+
+pytestmark = pytest.mark.build
+POLICIES = ["sft/tiny", "runs/main/iter1", "runs/main/iter2", "runs/main/iter3"]
+
+
+def per_prompt(build, policy: str, labeller: str = "gold", greedy: bool = False) -> dict[str, float]:
+    """Mean reward of each held-out prompt's responses."""
+    table = schemas.read_table(build / "results/tiny" / policy / "eval/heldout.parquet", schemas.EVALUATION)
+    chosen = table.filter((pl.col("temperature") == 0) if greedy else (pl.col("temperature") > 0))
+    found: dict[str, list[float]] = {}
+    for row in chosen.to_dicts():
+        found.setdefault(row["prompt_id"], []).append(json.loads(row["rewards"])[labeller])
+    return {prompt: sum(values) / len(values) for prompt, values in found.items()}
+
+
+def change(build, before: str, after: str, **which) -> dict[str, float]:
+    """Paired difference over prompts with its 95 % interval."""
+    old, new = per_prompt(build, before, **which), per_prompt(build, after, **which)
+    assert old.keys() == new.keys() and len(old) == 300
+    return interval([new[prompt] - old[prompt] for prompt in old], 0.95, 2000, 0)
+
+
+def test_gold_rises_from_sft_to_iteration_1_and_from_1_to_2(build):
+    for before, after in zip(POLICIES, POLICIES[1:3]):
+        assert change(build, before, after)["low"] > 0
+
+
+def test_iteration_3_is_not_below_iteration_2_beyond_its_interval(build):
+    assert change(build, "runs/main/iter2", "runs/main/iter3")["high"] >= 0
+
+
+def test_greedy_gold_stands_beside_and_has_risen_over_the_run(build):
+    assert change(build, "sft/tiny", "runs/main/iter3", greedy=True)["low"] > 0
+
+
+def test_the_proxy_rises_with_the_policy(build):
+    assert change(build, "sft/tiny", "runs/main/iter3", labeller="bt")["low"] > 0
+
+
+def test_kl_to_sft_grows_and_is_zero_for_sft_itself(build):
+    kl = [manifest(build, f"{policy}/eval/heldout")["metrics"]["sampled"]["kl"]["mean"] for policy in POLICIES]
+    assert kl[0] == 0
+    assert 0 < kl[1] < kl[3]
+
+
+def manifest(build, artifact: str) -> dict:
+    return json.loads((build / "results/tiny" / f"{artifact}.json").read_text())
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_the_reward_model_tells_minimal_pairs_apart(build, kind):
+    """Accuracy of at least .9 on 200 held-out pairs that differ in one kind only."""
+    import torch
+    from scripts.lib import chat, models
+
+    folder = build / "results/tiny/reward/bt/model"
+    tokenizer, model = models.load_tokenizer(folder), models.load_reward(folder, "float32").eval()
+
+    def score(prompt: str, answers: list[str]) -> list[float]:
+        messages = [{"role": "user", "content": prompt}]
+        scores = []
+        for answer in answers:
+            ids = chat.prompt_ids(tokenizer, messages) + chat.completion_ids(tokenizer, messages, answer)
+            with torch.no_grad():
+                scores.append(model(input_ids=torch.tensor([ids])).logits.item())
+        return scores
+
+    pairs = world.probes(kind, 200, seed=1)
+    right = [score(pair["content"], [pair["better"], pair["worse"]]) for pair in pairs]
+    assert sum(better > worse for better, worse in right) / len(pairs) >= 0.9
+
+
+def test_the_reward_model_agrees_with_held_out_annotations(build):
+    metrics = manifest(build, "reward/bt/model")["metrics"]
+    assert metrics["heldout_accuracy"] > 0.8
+    assert metrics["heldout_calibration_error"] < 0.1
+
+
+def test_no_prompt_stands_in_two_sets(build):
+    """SFT, reward model, its held-out pairs, every iteration and the evaluation share no prompt."""
+    root = build / "results/tiny"
+    sets = {
+        "sft": schemas.read_table(root / "data/demonstrations.parquet", schemas.CONVERSATIONS),
+        "reward": schemas.read_table(root / "data/annotations.parquet", schemas.PREFERENCES),
+        "reward_heldout": schemas.read_table(root / "data/annotations_heldout.parquet", schemas.PREFERENCES),
+        **{f"iter{n}": schemas.read_table(root / f"prompts/requests-{n}.parquet", schemas.PROMPTS) for n in (1, 2, 3)},
+        "evaluation": schemas.read_table(root / "prompts/heldout-1.parquet", schemas.PROMPTS),
+    }
+    ids = {name: set(table["prompt_id"]) for name, table in sets.items()}
+    assert {name: len(found) for name, found in ids.items()} == {name: t.height for name, t in sets.items()}
+    assert len(set().union(*ids.values())) == sum(map(len, ids.values()))
+
+
+def test_the_evaluation_asks_for_combinations_that_no_training_prompt_holds(build):
+    root = build / "results/tiny"
+
+    def combinations(name: str) -> set[str]:
+        return set(schemas.read_table(root / f"prompts/{name}.parquet", schemas.PROMPTS)["metadata"])
+
+    assert not combinations("heldout-1") & set().union(*(combinations(f"requests-{n}") for n in (1, 2, 3)))
+
+
+def test_every_prompt_and_k_stands_exactly_once_in_the_rollouts(build):
+    table = schemas.read_table(
+        build / "results/tiny/runs/main/iter1/rollouts/best_of_8/requests-2/0.parquet", schemas.ROLLOUTS
+    )
+    prompts = schemas.read_table(build / "results/tiny/prompts/requests-2.parquet", schemas.PROMPTS)
+    expected = {(prompt, k) for prompt in prompts["prompt_id"] for k in range(8)}
+    assert set(table.select("prompt_id", "k").iter_rows()) == expected
+    assert table.height == len(expected)
+
+
+def test_the_baselines_train_on_the_annotations_they_name(build):
+    counts = {run: manifest(build, f"runs/{run}/iter1/policy")["counts"] for run in ("offline", "offline_1800")}
+    assert counts["offline"]["pairs_trained"] == manifest(build, "reward/bt/model")["counts"]["pairs_trained"]
+    assert counts["offline_1800"]["pairs_trained"] == 1800
+
+
+def test_the_report_shows_numbers_of_the_evaluation(build):
+    page = (build / "results/tiny/report.html").read_text()
+    for policy in POLICIES:
+        metrics = manifest(build, f"{policy}/eval/heldout")["metrics"]
+        assert f"{metrics['sampled']['rewards']['gold']['mean']:.3f}" in page

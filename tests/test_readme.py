@@ -1,0 +1,37 @@
+"""Every command of the README is run, in order, in a finished build."""
+
+import re
+
+import pytest
+from tests.conftest import ROOT, run
+
+pytestmark = pytest.mark.build
+
+# What cannot be run inside the suite, and why.
+NOT_RUN = {
+    "make demo": "it is what the build fixture did",
+    "make test": "it is this suite",
+    "make test-long": "it is this suite and more",
+    ". .venv/bin/activate": "the suite's own environment is active",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#") and line not in NOT_RUN]
+
+
+def test_every_command_of_the_readme_works(scratch_build):
+    found = commands()
+    assert len(found) > 5
+    for command in found:
+        run(scratch_build, "bash", "-c", f"set -euo pipefail; {command}")
+
+
+def test_every_file_is_named_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    files = [*ROOT.glob("rules/*.smk"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/lib/*.py")]
+    files += [*ROOT.glob("envs/*"), *ROOT.glob("config/*.yaml"), *ROOT.glob("config/presets/*.yaml")]
+    names = [str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"]
+    assert [name for name in names if f"`{name}`" not in readme] == []

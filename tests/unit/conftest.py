@@ -1,0 +1,150 @@
+"""Shared by the tests of the stages: a word-level tokenizer, tiny policies, and small tables."""
+
+import json
+
+import pytest
+
+WORDS = (
+    "red blue green gray pink one two three four five name say give list count please now color colors number good "
+    "bad fine yes no and or then the a sky sea tree stone river done"
+).split()
+RUNTIME = {
+    "device": "cpu",
+    "torch_threads": 1,
+    "train_micro_batch": 4,
+    "generate_batch": 8,
+    "score_tokens": 512,
+    "gradient_checkpointing": False,
+}
+QUESTIONS = ("name one color", "say yes", "list three colors please now", "count", "give the good number of the sea")
+
+
+@pytest.fixture(scope="session")
+def run_stage():
+    """Call a stage as its rule does: (exit code, manifest); the manifest is {} where the stage failed."""
+
+    def call(module, settings, output, runtime=None, **inputs):
+        argv = ["--settings", json.dumps(settings), "--runtime", json.dumps({**RUNTIME, **(runtime or {})})]
+        for name, paths in inputs.items():
+            argv += [f"--{name.replace('_', '-')}", *map(str, paths if isinstance(paths, list) else [paths])]
+        code = module.main([*argv, "--output", str(output)])
+        manifest = output.with_suffix(".json")
+        assert manifest.exists() == (code == 0)
+        return code, json.loads(manifest.read_text()) if code == 0 else {}
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Word level, fewer than 60 tokens, with a Llama-3-like template."""
+    from scripts.make_base import make_tokenizer
+
+    return make_tokenizer(WORDS)
+
+
+@pytest.fixture(scope="session")
+def save_model():
+    """Write a tiny Llama of one layer with random weights: save_model(folder, tokenizer, seed, kind) → folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    from scripts.lib import artifact, models
+
+    torch.set_num_threads(1)
+
+    def save(folder, tokenizer, seed=1, kind=LlamaForCausalLM, **config):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+        given = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "initializer_range": 0.4}
+        given |= sizes | special | {"tie_word_embeddings": True} | config
+        if kind is LlamaForSequenceClassification:
+            given["num_labels"] = 1
+        model = kind(LlamaConfig(**given))
+        artifact.write_model(folder, lambda temporary: models.save(model, tokenizer, temporary, "float32"))
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory, tokenizer, save_model):
+    """A policy's folder."""
+    return save_model(tmp_path_factory.mktemp("policy") / "policy", tokenizer)
+
+
+@pytest.fixture(scope="session")
+def other_policy(tmp_path_factory, tokenizer, save_model):
+    """A policy with the same tokenizer and other weights."""
+    return save_model(tmp_path_factory.mktemp("other") / "policy", tokenizer, seed=2)
+
+
+@pytest.fixture(scope="session")
+def prompt():
+    """A row of a prompts table: prompt(text)."""
+    from scripts.lib import schemas
+
+    def row(text):
+        messages = [{"role": "user", "content": text}]
+        return {"prompt_id": schemas.prompt_id(messages), "source": "test", "messages": messages, "metadata": ""}
+
+    return row
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory, prompt):
+    """A table of five prompts of different lengths."""
+    from scripts.lib import schemas
+
+    path = tmp_path_factory.mktemp("prompts") / "set-1.parquet"
+    schemas.write_table(path, [prompt(text) for text in QUESTIONS], schemas.PROMPTS, ("prompt_id",))
+    return path
+
+
+@pytest.fixture(scope="session")
+def rollout(prompt):
+    """A row of a rollouts table: rollout(question, k, response, …); with a tokenizer its ids are the template's."""
+    from scripts.lib import chat
+
+    def row(question, k, response, finish_reason="stop", tokenizer=None, **given):
+        asked = prompt(question)
+        if tokenizer is None:
+            prompt_ids, token_ids = [1, 2, 3], list(range(10, 11 + len(response.split())))
+        else:
+            prompt_ids = chat.prompt_ids(tokenizer, asked["messages"])
+            token_ids = chat.completion_ids(tokenizer, asked["messages"], response)
+        if finish_reason == "length":
+            token_ids = token_ids[:-1]
+        made = {
+            "prompt_id": asked["prompt_id"],
+            "k": k,
+            "messages": asked["messages"],
+            "metadata": "",
+            "prompt_ids": prompt_ids,
+            "response": response,
+            "token_ids": token_ids,
+            "finish_reason": finish_reason,
+            "tokens": len(token_ids),
+            "temperature": 1.0,
+            "seed": k,
+            "logprob": None,
+        }
+        return made | given
+
+    return row
+
+
+@pytest.fixture(scope="session")
+def write():
+    """Write a table of one of the schemas: write(path, rows, "ROLLOUTS") → path."""
+    from scripts.lib import schemas
+
+    keys = {"PAIRS": ("pair_id",), "PREFERENCES": ("pair_id",), "REFERENCE": ("pair_id",)}
+    keys |= {"CONVERSATIONS": ("conversation_id",), "PROMPTS": ("prompt_id",)}
+
+    def table(path, rows, schema):
+        schemas.write_table(path, rows, getattr(schemas, schema), keys.get(schema, ("prompt_id", "k")))
+        return path
+
+    return table

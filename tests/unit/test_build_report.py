@@ -1,0 +1,291 @@
+"""The report shows what the manifests hold, escapes what models wrote, loads nothing, and is the same twice."""
+
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from scripts import build_report
+from scripts.evaluate import summary
+from scripts.lib import schemas
+from scripts.lib.artifact import canonical_json, input_digest, read_json, write_json
+
+ATTACK = "<script>alert('x')</script><img src=https://example.org/x.png> & \"quoted\""
+INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1}
+
+
+def evaluation(
+    root: Path, policy: str, sft: str, level: float, labellers: list[str], temperatures: list[float]
+) -> None:
+    """One policy's evaluation of eight prompts, as evaluate.py writes it."""
+    draw = random.Random(policy)
+    rows = []
+    for i in range(8):
+        messages = [{"role": "user", "content": f"Name {i} fruits <b>now</b>"}]
+        for k, temperature in enumerate(temperatures):
+            rows.append(
+                {
+                    "prompt_id": schemas.prompt_id(messages),
+                    "k": k,
+                    "messages": messages,
+                    "temperature": temperature,
+                    "response": f"{ATTACK} {policy} {i} {k}",
+                    "tokens": draw.randint(5, 20),
+                    "finish_reason": draw.choice(["stop", "stop", "length"]),
+                    "kl": 0.0 if policy == sft else 3 * level + draw.gauss(0, 0.3),
+                    "rewards": {name: level - 1.5 * j + draw.gauss(0, 0.1) for j, name in enumerate(labellers)},
+                    "sft_rewards": {name: 0.4 - 1.5 * j + draw.gauss(0, 0.1) for j, name in enumerate(labellers)},
+                }
+            )
+    table = root / policy / "eval/heldout.parquet"
+    kept = [{**{c: row[c] for c in schemas.EVALUATION}, "rewards": canonical_json(row["rewards"])} for row in rows]
+    schemas.write_table(table, kept, schemas.EVALUATION, ("prompt_id", "k"))
+    settings = {**INTERVALS, "rewards": labellers}
+    modes = {"sampled": [r for r in rows if r["temperature"] > 0], "greedy": [r for r in rows if not r["temperature"]]}
+    write_json(
+        table.with_suffix(".json"),
+        {
+            "stage": "evaluate",
+            "settings": settings,
+            "code": "evaluate:0123456789 stats:abcdef",
+            "inputs": {"rollouts": [{"path": f"{root}/{policy}/rollouts/e/p-1/0.parquet", "sha256": policy[-1] * 64}]},
+            "output": input_digest(table),
+            "counts": {"prompts": 8, "responses": len(rows)},
+            "metrics": {mode: summary(chosen, settings) for mode, chosen in modes.items() if chosen},
+        },
+    )
+
+
+def world(root: Path, runs: dict[str, int], labellers: list[str], temperatures: list[float]) -> list[str]:
+    """Artifacts of some runs and their number of iterations, and the command line for them."""
+    policies = {
+        name: ["sft/tiny", *(f"runs/{name}/iter{n}" for n in range(1, count + 1))] for name, count in runs.items()
+    }
+    levels = {p: 0.4 + 0.1 * n for chain in policies.values() for n, p in enumerate(chain)}
+    for policy, level in levels.items():
+        evaluation(root, policy, "sft/tiny", level, labellers, temperatures)
+    settings = {
+        "preset": "tiny",
+        "runs": {name: [chain, "raft" if name == "raft" else "dpo"] for name, chain in policies.items()},
+        "benchmarks": {"heldout": labellers},
+    }
+    tables = [root / policy / "eval/heldout.parquet" for policy in levels]
+    return [
+        *("--settings", canonical_json(settings)),
+        *("--evaluations", *map(str, tables)),
+        *("--manifests", *(str(table.with_suffix(".json")) for table in tables)),
+    ]
+
+
+def more_manifests(root: Path) -> list[str]:
+    """The manifests of a pair table and a reward model."""
+    pairs = root / "sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.json"
+    write_json(
+        pairs,
+        {
+            "stage": "build_pairs",
+            "settings": {},
+            "code": "build_pairs:0123456789",
+            "inputs": {},
+            "output": "0" * 64,
+            "counts": {
+                "prompts_in": 600,
+                "responses_in": 4800,
+                "pairs_out": 571,
+                "dropped_tied": 17,
+                "dropped_identical": 12,
+            },
+            "metrics": {
+                "mean_margin": 1.23456,
+                "chosen_tokens": 11.5,
+                "rejected_tokens": 14.25,
+                "rejected_truncated": 0.01,
+                "mean_reward": -0.5,
+                "reward_spread": 0.75,
+                "distinct_responses": 0.875,
+                "truncated": 0.0625,
+            },
+        },
+    )
+    reward = root / "reward/bt/model.json"
+    write_json(
+        reward,
+        {
+            "stage": "train_reward",
+            "settings": {},
+            "code": "train_reward:0123456789",
+            "inputs": {"init": [{"path": f"{root}/sft/tiny/policy", "sha256": "feedc0ffee12" + "0" * 52}]},
+            "output": "1" * 64,
+            "counts": {"pairs_trained": 5000, "heldout_scored": 499, "dropped_too_long": 3},
+            "metrics": {
+                "heldout_accuracy": 0.8431,
+                "heldout_loss": 0.3579,
+                "heldout_calibration_error": 0.0246,
+                "heldout_longer_is_chosen": 0.5111,
+            },
+        },
+    )
+    return [str(pairs), str(reward)]
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: its tags with attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> tuple[Path, list[str]]:
+    runs = {"main": 3, "offline": 1, "raft": 2}
+    command = world(tmp_path, runs, ["gold", "bt"], [0.0, 1.0, 1.0]) + more_manifests(tmp_path)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    return output, command
+
+
+def shown(value: dict[str, float], digits: int = 3, scale: int = 1, sign: str = "", unit: str = "") -> str:
+    """An interval as the page's text has it."""
+    mean, low, high = (f"{scale * value[key]:{sign}.{digits}f}".replace("-", "−") for key in ("mean", "low", "high"))
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+def test_every_policys_numbers_are_those_of_its_manifest(built: tuple[Path, list[str]]) -> None:
+    output, _ = built
+    text = Page(output.read_text()).text
+    for manifest in output.parent.glob("**/eval/heldout.json"):
+        for mode, numbers in read_json(manifest)["metrics"].items():
+            for labeller in ("gold", "bt"):
+                assert shown(numbers["rewards"][labeller]) in text, (manifest, mode)
+                if "sft/" not in str(manifest):
+                    assert shown(numbers["change"][labeller], sign="+") in text
+                    assert shown(numbers["win_rate"][labeller], 1, 100, unit=" %") in text
+            assert shown(numbers["tokens"], 1) in text
+            if "sft/" not in str(manifest):
+                assert shown(numbers["kl"], 2) in text
+
+
+def test_lead_tells_the_longest_runs_change(built: tuple[Path, list[str]]) -> None:
+    output, _ = built
+    lead = re.search(r'<p class="lead">(.*?)</p>', output.read_text(), re.S)
+    assert lead is not None
+    text = Page(lead[1]).text
+    ends = [
+        read_json(output.parent / policy / "eval/heldout.json")["metrics"]["sampled"]["rewards"]["gold"]
+        for policy in ("sft/tiny", "runs/main/iter3", "runs/raft/iter2")
+    ]
+    assert "On 8 held-out prompts" in text
+    assert "rose" in text
+    assert all(shown(end) in text for end in ends)
+
+
+def test_pairs_reward_models_and_digests_are_shown(built: tuple[Path, list[str]]) -> None:
+    text = Page(built[0].read_text()).text
+    for number in (
+        "571",
+        "17",
+        "12",
+        "1.235",
+        "−0.500",
+        "87.5 %",
+        "14.2",
+        "84.3 %",
+        "0.358",
+        "0.025",
+        "51.1 %",
+        "5000",
+    ):
+        assert f" {number} " in text, number
+    assert " feedc0ffee12 " in text
+    assert read_json(built[0].parent / "runs/main/iter3/eval/heldout.json")["output"][:12] in text
+
+
+def test_what_models_wrote_is_text(built: tuple[Path, list[str]]) -> None:
+    page = Page(built[0].read_text())
+    assert ATTACK in page.text
+    assert "Name 0 fruits <b>now</b>" in page.text or "Name 1 fruits <b>now</b>" in page.text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "img", "iframe", "object", "link")]
+
+
+def test_sample_is_the_first_sampled_response(built: tuple[Path, list[str]]) -> None:
+    text = Page(built[0].read_text()).text
+    assert re.search(r"runs/main/iter2 \d 1 ", text)
+    assert not re.search(r"runs/main/iter2 \d [02] ", text)
+
+
+def test_page_loads_nothing(built: tuple[Path, list[str]]) -> None:
+    html = built[0].read_text()
+    for tag, attributes in Page(html).tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            assert (attributes.get(name) or "#").startswith("#"), (tag, attributes)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_same_inputs_same_bytes(built: tuple[Path, list[str]]) -> None:
+    output, command = built
+    again = output.with_name("again.html")
+    assert build_report.main([*command, "--output", str(again)]) == 0
+    assert again.read_bytes() == output.read_bytes()
+    assert read_json(again.with_suffix(".json"))["metrics"] == read_json(output.with_suffix(".json"))["metrics"]
+
+
+def test_manifest_counts_what_is_shown(built: tuple[Path, list[str]]) -> None:
+    manifest = read_json(built[0].with_suffix(".json"))
+    assert manifest["counts"] == {
+        "runs": 3,
+        "policies": 7,
+        "benchmarks": 1,
+        "pair_tables": 1,
+        "reward_models": 1,
+        "prompts_shown": 5,
+    }
+    assert set(manifest["metrics"]["heldout"]) == {"main", "offline", "raft"}
+
+
+@pytest.mark.parametrize("temperatures", [[0.0], [1.0], [0.0, 0.7]])
+def test_single_run_without_gold_or_reward_model(tmp_path: Path, temperatures: list[float]) -> None:
+    command = world(tmp_path, {"main": 1}, ["bt"], temperatures)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    text = Page(output.read_text()).text
+    assert "gold" not in text
+    assert "Reward models" not in text
+    metrics = read_json(tmp_path / "runs/main/iter1/eval/heldout.json")["metrics"]
+    assert all(shown(numbers["rewards"]["bt"]) in text for numbers in metrics.values())
+
+
+def test_no_benchmark_at_all(tmp_path: Path) -> None:
+    settings = {"preset": "tiny", "runs": {"main": [["sft/tiny", "runs/main/iter1"], "dpo"]}, "benchmarks": {}}
+    command = ["--settings", canonical_json(settings), "--output", str(tmp_path / "report.html")]
+    assert build_report.main(command) == 0
+    assert "No benchmark was evaluated." in (tmp_path / "report.html").read_text()
+
+
+def test_missing_evaluation_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = world(tmp_path, {"main": 2}, ["gold"], [0.0, 1.0])
+    gone = str(tmp_path / "runs/main/iter2/eval/heldout.json")
+    assert build_report.main([*(word for word in command if word != gone), "--output", str(tmp_path / "r.html")]) == 2
+    message = capfd.readouterr().err
+    assert "benchmark heldout: no evaluation of runs/main/iter2" in message
+    assert "Hint:" in message
+
+
+def test_unknown_manifest_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = world(tmp_path, {"main": 1}, ["gold"], [0.0, 1.0])
+    stray = tmp_path / "stray.json"
+    write_json(stray, {"stage": "train_sft"})
+    assert build_report.main([*command, str(stray), "--output", str(tmp_path / "r.html")]) == 2
+    assert "stray.json: the manifest of a train_sft stage" in capfd.readouterr().err

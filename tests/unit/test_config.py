@@ -1,0 +1,411 @@
+"""The configuration: defaults, types, references, and what its errors say."""
+
+import copy
+import json
+import math
+
+import pytest
+import yaml
+
+from scripts.lib import config as configuration
+from scripts.lib.artifact import canonical_json
+from scripts.lib.config import load, merge, resolve
+from scripts.lib.digest import ROOT
+from scripts.lib.errors import ConfigError
+from scripts.lib.plan import Plan
+
+SHIPPED = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "presets").glob("*.yaml"))]
+TEXT = """
+preset: test
+bases:
+  small: {kind: world}
+datasets:
+  talks: {kind: world, type: conversations, split: sft, size: 10}
+  choices: {kind: world, type: preferences, split: reward, size: 10}
+  choices_heldout: {kind: world, type: preferences, split: reward_heldout, size: 10}
+prompts:
+  asks: {kind: world, split: iteration, size: 10}
+  tests: {kind: world, split: evaluation, size: 10}
+sft:
+  first: {kind: train, base: small, dataset: talks}
+rewards:
+  bt: {kind: bt, init: sft/first, dataset: choices, heldout: choices_heldout}
+  gold: {kind: verifier, verifier: world_gold}
+samplings:
+  eight: {max_prompt_tokens: 64, max_new_tokens: 32}
+  judged: {k: 2, max_prompt_tokens: 64, max_new_tokens: 32, record_logprobs: true}
+pairings:
+  extremes: {}
+runs:
+  main: {sft: first, prompts: asks, reward: bt, sampling: eight, pairing: extremes}
+  offline: {sft: first, iterations: 1, mix: [{dataset: choices, pairing: extremes}]}
+  raft: {sft: first, method: raft, prompts: asks, reward: bt, sampling: eight}
+evaluation:
+  test: {prompts: tests, sampling: judged, rewards: [gold]}
+"""
+
+
+def given(**changes):
+    """The configuration above with changes at paths such as `runs__main__dpo__beta`."""
+    config = yaml.safe_load(TEXT)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        block = config
+        for part in parents:
+            block = block.setdefault(part, {})
+        block[last] = value
+    return config
+
+
+def without(path):
+    config = yaml.safe_load(TEXT)
+    *parents, last = path.split("__")
+    block = config
+    for part in parents:
+        block = block[part]
+    del block[last]
+    return config
+
+
+def complaints(config):
+    """The lines of the error that this configuration raises, one per mistake."""
+    with pytest.raises(ConfigError) as caught:
+        resolve(config)
+    first, *lines = str(caught.value).split("\n")
+    assert first == f"config: {len(lines)} error{'s' * (len(lines) > 1)}"
+    return [line.removeprefix("  - ") for line in lines]
+
+
+def complaint(config):
+    (line,) = complaints(config)
+    return line
+
+
+# Defaults and types
+
+
+def test_defaults_are_filled_in_at_every_depth():
+    config = resolve(given())
+    assert config["seed"] == 1
+    assert config["runs"]["main"]["iterations"] == 3
+    assert config["runs"]["main"]["dpo"]["beta"] == 0.1
+    assert config["runs"]["main"]["each"] == {}
+    assert config["runs"]["offline"]["mix"] == [{"dataset": "choices", "pairing": "extremes", "weight": 1.0}]
+    assert config["samplings"]["eight"]["temperatures"] == [1.0]
+    assert config["bases"]["small"]["schedule"] == "cosine"
+    assert config["sft"]["first"]["seed"] is None
+    assert config["runtime"]["train_micro_batch"] == 8
+
+
+def test_results_defaults_to_the_presets_folder_and_run_to_the_first_run():
+    config = resolve(given())
+    assert (config["results"], config["run"]) == ("results/test", "main")
+    assert resolve(given(results="/scratch/x"))["results"] == "/scratch/x"
+    assert resolve(given(run="raft"))["run"] == "raft"
+
+
+def test_resolving_changes_neither_what_was_given_nor_what_is_resolved():
+    config = given()
+    resolved = resolve(config)
+    assert config == given()
+    assert resolve(copy.deepcopy(resolved)) == resolved
+
+
+def test_two_configurations_share_no_default():
+    one, other = resolve(given()), resolve(given())
+    one["samplings"]["eight"]["temperatures"].append(0.5)
+    assert other["samplings"]["eight"]["temperatures"] == [1.0]
+    assert resolve(given())["samplings"]["eight"]["temperatures"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "typed"),
+    [
+        ("runs__main__dpo__learning_rate", "1e-6", 1e-6),
+        ("runs__main__dpo__learning_rate", "5E-7", 5e-7),
+        ("runs__main__dpo__epochs", 2, 2.0),
+        ("runs__main__dpo__batch_size", 64.0, 64),
+        ("runs__main__dpo__batch_size", "64", 64),
+        ("runs__main__dpo__loss_weights", [1], [1.0]),
+        ("samplings__eight__temperatures", [1, 0], [1.0, 0.0]),
+        ("samplings__eight__temperatures", ["5e-1"], [0.5]),
+        ("runs__offline__mix", [{"dataset": "choices", "pairing": "extremes", "weight": "5e-1"}], None),
+    ],
+)
+def test_numbers_are_typed_by_the_schema(path, value, typed):
+    config = resolve(given(**{path: value}))
+    for part in path.split("__"):
+        config = config[part]
+    if typed is None:
+        config, typed = config[0]["weight"], 0.5
+    assert config == typed
+    assert json.dumps(config) == json.dumps(typed)
+
+
+@pytest.mark.parametrize("stage", ["train_dpo", "sample_rollouts", "build_pairs"])
+def test_one_and_one_point_zero_give_the_same_settings(stage):
+    wildcards = {
+        "train_dpo": {"run": "main", "n": "1"},
+        "sample_rollouts": {"policy": "sft/first", "sampling": "eight", "prompts": "asks-1", "shard": "0"},
+        "build_pairs": {"pairing": "extremes"},
+    }[stage]
+
+    def settings(number):
+        changes = {
+            "runs__main__dpo__epochs": number(2),
+            "runs__main__dpo__max_length": number(4096),
+            "samplings__eight__temperatures": [number(1)],
+            "samplings__eight__k": number(8),
+            "pairings__extremes__minimum_margin": number(0),
+        }
+        return Plan(resolve(given(**changes))).settings(stage, **wildcards)
+
+    assert settings(int) == settings(float)
+
+
+def test_a_whole_configuration_is_the_same_whatever_the_order_of_its_keys():
+    def turned(value):
+        if isinstance(value, dict):
+            return {key: turned(value[key]) for key in reversed(value)}
+        return value
+
+    assert canonical_json(resolve({**turned(given()), "run": "main"})) == canonical_json(resolve(given(run="main")))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_json_cannot_write_are_refused(value):
+    assert complaint(given(runs__main__dpo__beta=value)).startswith("runs.main.dpo.beta = ")
+
+
+# Errors
+
+
+def test_an_unknown_key_is_named_with_the_nearest_known_one():
+    assert complaint(given(runs__main__dpo__betta=1)) == "runs.main.dpo.betta: unknown key. Hint: did you mean beta?"
+    assert complaint(given(evaluations={})) == "evaluations: unknown key. Hint: did you mean evaluation?"
+
+
+def test_an_unknown_key_that_is_near_to_none_lists_the_known_ones():
+    assert (
+        complaint(given(rewards__gold__zzzzzz=1)) == "rewards.gold.zzzzzz: unknown key. Hint: known are kind, verifier."
+    )
+
+
+def test_an_unknown_key_in_a_list_entry_is_named_with_the_nearest_known_one():
+    part = {"dataset": "choices", "pairing": "extremes", "wieght": 1}
+    line = complaint(given(runs__offline__mix=[part]))
+    assert line == "runs.offline.mix[0].wieght: unknown key. Hint: did you mean weight?"
+
+
+def test_all_unknown_keys_and_wrong_values_are_reported_at_once():
+    lines = complaints(given(sede=1, samplings__eight__k=0, dtype="float16", runs__main__dpo__beta="much"))
+    assert [line.split(" ")[0] for line in lines] == ["sede:", "dtype", "samplings.eight.k", "runs.main.dpo.beta"]
+
+
+def test_all_missing_names_are_reported_at_once():
+    lines = complaints(given(sft__first__base="big", runs__main__reward="btt", runs__raft__sampling="nine", run="mian"))
+    assert [line.split(" = ")[0] for line in lines] == [
+        "run",
+        "sft.first.base",
+        "runs.main.reward",
+        "runs.raft.sampling",
+    ]
+
+
+MISTAKES = [
+    (given(bases__small__kind="wrld"), "bases.small.kind", "must be one of world, gguf, folder"),
+    (given(bases__small__kind="wrld"), "bases.small.kind", "did you mean world?"),
+    (without("bases__small__kind"), "bases.small.kind", "must be one of world, gguf, folder"),
+    (without("preset"), "preset", "missing"),
+    (without("runs__main__sft"), "runs.main.sft", "missing"),
+    (without("datasets__talks__size"), "datasets.talks.size", "missing"),
+    (given(runs={}), "runs", "is empty"),
+    (given(runs__main=None), "runs.main", "must be object"),
+    (given(samplings__eight__k=0), "samplings.eight.k", "must be at least 1"),
+    (given(samplings__eight__k=True), "samplings.eight.k", "must be integer"),
+    (given(samplings__eight__k=8.5), "samplings.eight.k", "must be integer"),
+    (given(samplings__eight__top_p=1.5), "samplings.eight.top_p", "must be at most 1"),
+    (given(samplings__eight__temperatures=[]), "samplings.eight.temperatures", "must have at least 1 entries"),
+    (given(runs__main__dpo__beta=0), "runs.main.dpo.beta", "must be greater than 0"),
+    (given(runs__main__dpo__adam_beta2=1), "runs.main.dpo.adam_beta2", "must be less than 1"),
+    (given(runs__main__dpo__beta="1e-6x"), "runs.main.dpo.beta", "must be number"),
+    (given(runs__main__dpo__loss=["sigmiod"]), "runs.main.dpo.loss", "did you mean sigmoid?"),
+    (given(runs__main__method="dop"), "runs.main.method", "must be one of dpo, raft"),
+    (given(preset="My Preset"), "preset", "must match"),
+    # references
+    (given(run="mian"), "run", "did you mean main?"),
+    (given(sft__first__base="big"), "sft.first.base", "no such entry in bases. Hint: known are small."),
+    (given(sft__first__dataset="talk"), "sft.first.dataset", "did you mean talks?"),
+    (given(sft__first__dataset="choices"), "sft.first.dataset", "must be 'conversations'"),
+    (given(rewards__bt__dataset="talks"), "rewards.bt.dataset", "must be 'preferences'"),
+    (given(rewards__bt__heldout="choices"), "rewards.bt.heldout", "is the training set"),
+    (given(rewards__bt__init="first"), "rewards.bt.init", "must be sft/NAME or base/NAME"),
+    (given(rewards__bt__init="sft/frist"), "rewards.bt.init", "did you mean first?"),
+    (given(rewards__bt__init="base/smal"), "rewards.bt.init", "did you mean small?"),
+    (given(runs__main__sft="frist"), "runs.main.sft", "did you mean first?"),
+    (given(runs__main__prompts="ask"), "runs.main.prompts", "did you mean asks?"),
+    (given(runs__main__reward="btt"), "runs.main.reward", "did you mean bt?"),
+    (given(runs__main__sampling="eigth"), "runs.main.sampling", "did you mean eight?"),
+    (given(runs__main__pairing="extreme"), "runs.main.pairing", "did you mean extremes?"),
+    (
+        given(runs__offline__mix=[{"dataset": "talks", "pairing": "extremes"}]),
+        "runs.offline.mix[0].dataset",
+        "must be 'preferences'",
+    ),
+    (
+        given(runs__offline__mix=[{"dataset": "choices", "pairing": "x"}]),
+        "runs.offline.mix[0].pairing",
+        "no such entry in pairings",
+    ),
+    (given(evaluation__test__prompts="asked"), "evaluation.test.prompts", "did you mean asks?"),
+    (given(evaluation__test__rewards=["golden"]), "evaluation.test.rewards", "did you mean gold?"),
+    (given(evaluation__test__sampling="eight"), "evaluation.test.sampling", "must have record_logprobs: true"),
+    # numbers of different blocks
+    (given(samplings__eight__temperatures=[1, 1, 1]), "samplings.eight.k", "not a multiple of its 3 temperatures"),
+    (given(pairings__extremes__chosen_quantile=0), "pairings.extremes.chosen_quantile", "above rejected_quantile"),
+    (given(runs__main__dpo__max_length=95), "runs.main.dpo.max_length", "have up to 96 tokens"),
+    (given(runs__raft__raft__max_length=95), "runs.raft.raft.max_length", "have up to 96 tokens"),
+    (without("runs__main__reward"), "runs.main.reward", "missing"),
+    (without("runs__main__sampling"), "runs.main.sampling", "missing"),
+    (without("runs__main__pairing"), "runs.main.pairing", "missing"),
+    (without("runs__offline__mix"), "runs.offline.prompts", "only a dpo run with a `mix`"),
+    (without("runs__raft__prompts"), "runs.raft.prompts", "only a dpo run with a `mix`"),
+    (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
+    (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
+    (given(sft__first__batch_size=20), "runtime.train_micro_batch", "does not divide sft.first.batch_size = 20"),
+    # each
+    (given(runs__main__each={4: {}}), "runs.main.each.4", "the run has iterations 1 to 3"),
+    (given(runs__main__each={0: {}}), "runs.main.each.0", "must match"),
+    (given(runs__main__each={2: {"reward": "btt"}}), "runs.main.each.2.reward", "did you mean bt?"),
+    (given(runs__main__each={2: {"rewards": "bt"}}), "runs.main.each.2.rewards", "did you mean reward?"),
+    (given(runs__main__each={2: {"dpo": {"betta": 1}}}), "runs.main.each.2.dpo.betta", "did you mean beta?"),
+    (given(runs__main__each={2: {"dpo": {"beta": 0}}}), "runs.main.each.2.dpo.beta", "must be greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("config", "key", "says"), MISTAKES, ids=[f"{key} {says}" for _, key, says in MISTAKES])
+def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(config, key, says):
+    line = complaint(config)
+    assert line.startswith((f"{key} = ", f"{key}: ", f"{key}["))
+    assert says in line
+
+
+def test_every_complaint_ends_in_a_hint():
+    lines = [complaint(config) for config, _, _ in MISTAKES]
+    assert [line for line in lines if "Hint: " not in line] == []
+
+
+@pytest.mark.parametrize("name", ["Small", "a-b", "a/b", "a b", "ä", "a.b"])
+@pytest.mark.parametrize("block", ["samplings", "pairings"])
+def test_names_that_are_no_folder_names_are_refused(block, name):
+    assert complaint(given(**{f"{block}__{name}": {}})).startswith(f"{block}.{name}: names become folder names. Hint:")
+
+
+def test_numbers_are_names_too():
+    assert 5 not in resolve(given(pairings={5: {}, "extremes": {}}))["pairings"]
+    assert "5" in resolve(given(pairings={5: {}, "extremes": {}}))["pairings"]
+
+
+def test_a_run_whose_max_length_just_holds_prompt_and_response_is_accepted():
+    assert resolve(given(runs__main__dpo__max_length=96))["runs"]["main"]["dpo"]["max_length"] == 96
+
+
+def test_a_micro_batch_larger_than_a_batch_is_accepted():
+    assert resolve(given(runtime__train_micro_batch=1024))["runtime"]["train_micro_batch"] == 1024
+
+
+def test_exo_pair_with_label_smoothing_is_accepted():
+    dpo = {"loss": ["exo_pair", "sft"], "label_smoothing": 0.001, "loss_weights": [1, 0.1]}
+    assert resolve(given(runs__main__dpo=dpo))["runs"]["main"]["dpo"]["loss_weights"] == [1.0, 0.1]
+
+
+# What an iteration sets for itself
+
+
+def each(**dpo):
+    return Plan(resolve(given(runs__main__each={2: {"dpo": dpo, "sampling": "judged"}})))
+
+
+def test_an_iterations_own_settings_hold_in_that_iteration_only():
+    plan = each(beta=0.5)
+    assert [plan.run("main", n)["dpo"]["beta"] for n in (1, 2, 3)] == [0.1, 0.5, 0.1]
+    assert [plan.run("main", n)["sampling"] for n in (1, 2, 3)] == ["eight", "judged", "eight"]
+    assert [plan.run("main", n)["reward"] for n in (1, 2, 3)] == ["bt", "bt", "bt"]
+    assert plan.run("main", 2)["dpo"]["learning_rate"] == 5e-7
+
+
+@pytest.mark.parametrize(("value", "typed"), [("1e-4", 1e-4), (1, 1.0)])
+def test_an_iterations_own_numbers_are_typed_by_the_schema(value, typed):
+    settings = json.loads(each(learning_rate=value).settings("train_dpo", run="main", n="2"))
+    assert json.dumps(settings["learning_rate"]) == json.dumps(typed)
+
+
+@pytest.mark.parametrize(
+    ("dpo", "key"),
+    [
+        ({"max_length": 95}, "max_length"),
+        ({"batch_size": 20}, "batch_size"),
+        ({"loss": ["exo_pair"]}, "label_smoothing"),
+        ({"loss_weights": [1, 2]}, "loss_weights"),
+    ],
+)
+def test_an_iterations_own_settings_are_checked_like_the_runs(dpo, key):
+    assert key in complaint(given(runs__main__each={2: {"dpo": dpo}}))
+
+
+def test_an_iterations_own_sampling_must_fit_its_max_length():
+    config = given(runs__main__dpo__max_length=96, runs__main__each={2: {"sampling": "long"}}, samplings__long={})
+    assert "max_length" in complaint(config)
+
+
+# Files
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_resolves(path):
+    config = load(path)
+    assert config["preset"]
+    assert config["run"] in config["runs"]
+
+
+def test_config_yaml_is_the_tiny_preset():
+    assert load(SHIPPED[0])["results"] == "results/tiny"
+
+
+def test_an_overlay_is_merged_over_config_yaml(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("runs: {main: {dpo: {beta: 5e-1}}}")
+    tiny, changed = load(SHIPPED[0]), load(overlay)
+    assert changed["runs"]["main"]["dpo"].pop("beta") == 0.5
+    del tiny["runs"]["main"]["dpo"]["beta"]
+    assert changed == tiny
+
+
+def test_later_overlays_win_and_a_preset_replaces(tmp_path):
+    preset, one, two = tmp_path / "p.yaml", tmp_path / "1.yaml", tmp_path / "2.yaml"
+    preset.write_text(TEXT)
+    one.write_text("seed: 5\nruns: {main: {iterations: 5}}")
+    two.write_text("seed: 6")
+    config = load(preset, one, two)
+    assert (config["seed"], config["runs"]["main"]["iterations"]) == (6, 5)
+    assert set(config["runs"]) == {"main", "offline", "raft"}
+
+
+def test_merge_lays_mappings_over_mappings_and_replaces_everything_else():
+    below = {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
+    assert merge(below, {"a": {"y": [3]}, "b": {"n": 1}, "c": None}) == {
+        "a": {"x": 1, "y": [3]},
+        "b": {"n": 1},
+        "c": None,
+    }
+    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
+
+
+def test_every_default_of_the_schema_fits_its_own_rule():
+    from jsonschema import Draft202012Validator
+
+    definitions = configuration.schema()["$defs"]
+    for name, definition in definitions.items():
+        for key, rule in definition.get("properties", {}).items():
+            if "default" in rule and "$ref" not in rule:
+                assert Draft202012Validator(rule).is_valid(rule["default"]), f"{name}.{key}"

@@ -1,0 +1,93 @@
+"""The stage make_prompts: exact, disjoint slices of prompts, from the world and from local files."""
+
+import json
+
+import pytest
+
+from scripts import make_prompts
+from scripts.lib import schemas, world
+from scripts.lib.sources import digest
+
+
+def make(folder, given, *paths):
+    """(exit code, rows, manifest) of the stage, called as the rule calls it."""
+    output = folder / f"pool-{given['number']}.parquet"
+    argv = ["--settings", json.dumps(given), "--source", *map(str, paths), "--output", str(output)]
+    code = make_prompts.main(argv)
+    if code:
+        return code, [], {}
+    manifest = json.loads(output.with_suffix(".json").read_text())
+    return code, schemas.read_table(output, schemas.PROMPTS).to_dicts(), manifest
+
+
+def from_files(path, **given):
+    base = {"kind": "files", "pattern": "*", "part": [0.0, 1.0], "size": 8, "max_characters": None, "license": "MIT"}
+    return base | {"files": digest(str(path), "*", "source"), "number": 1} | given
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """30 rows with 25 different prompts, in the shapes of data sets."""
+    rows = [{"prompt": f"p{i}"} for i in range(10)]
+    rows += [{"messages": [{"role": "user", "content": f"p{i}"}]} for i in range(10, 20)]
+    rows += [{"chosen": f"\n\nHuman: p{i}\n\nAssistant: a", "rejected": ""} for i in range(15, 25)]
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_slices_are_exact_disjoint_and_in_digest_order(tmp_path, pool):
+    tables = []
+    for number in (1, 2, 3):
+        code, table, manifest = make(tmp_path, from_files(pool, number=number), pool)
+        assert code == 0
+        assert manifest["counts"] == {
+            "rows_in": 30,
+            "dropped_duplicate": 5,
+            "dropped_other_slice": 17,
+            "rows_out": 8,
+        }
+        tables += table
+    ids = [row["prompt_id"] for row in tables]
+    assert ids == sorted(set(ids)) and len(ids) == 24
+    assert all(row["prompt_id"] == schemas.prompt_id(row["messages"]) for row in tables)
+    assert {row["messages"][0]["content"] for row in tables} < {f"p{i}" for i in range(25)}
+    assert {(row["metadata"], row["source"]) for row in tables} == {("", "pool.jsonl")}
+
+
+def test_a_shortfall_exits_2_and_says_how_many_there_are(tmp_path, pool, capsys):
+    assert make(tmp_path, from_files(pool, number=4), pool)[0] == 2
+    error = capsys.readouterr().out
+    assert "25 rows fit, 32 are wanted; counts: {'rows_in': 30, 'dropped_duplicate': 5}\nHint: " in error
+
+
+@pytest.mark.parametrize(("split", "number", "wanted"), [("iteration", 3, "iter3"), ("validation", 1, "validation")])
+def test_the_worlds_prompts_carry_their_requests(tmp_path, split, number, wanted):
+    given = {"kind": "world", "split": split, "size": 20, "seed": 4, "number": number}
+    code, table, manifest = make(tmp_path, given)
+    made = world.prompts(wanted, 20, 4)
+    assert code == 0
+    assert [(row["messages"], json.loads(row["metadata"])) for row in table] == [
+        ([{"role": "user", "content": row["content"]}], row["requests"]) for row in made
+    ]
+    assert {row["source"] for row in table} == {f"world/{wanted}"}
+    assert manifest["counts"] == {"rows_in": 20, "rows_out": 20}
+
+
+def test_iterations_of_the_world_share_no_prompt(tmp_path):
+    given = {"kind": "world", "split": "iteration", "size": 40, "seed": 4}
+    first, second = (make(tmp_path, given | {"number": number})[1] for number in (1, 2))
+    assert len({row["prompt_id"] for row in first + second}) == 80
+
+
+@pytest.mark.parametrize(
+    ("split", "number", "message"),
+    [
+        ("evaluation", 2, "number = 2: the world has one evaluation set\nHint: ask for number 1."),
+        ("iteration", 99, "the world cannot make these prompts: unknown split 'iter99'. Hint: "),
+    ],
+)
+def test_sets_that_the_world_lacks_exit_2_with_a_hint(tmp_path, capsys, split, number, message):
+    given = {"kind": "world", "split": split, "size": 5, "seed": 4, "number": number}
+    assert make(tmp_path, given)[0] == 2
+    assert message in capsys.readouterr().out

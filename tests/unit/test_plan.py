@@ -1,0 +1,511 @@
+"""The plan: paths, closures, and which stage's settings a change reaches."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from scripts.lib.config import Config, load, resolve
+from scripts.lib.digest import ROOT
+from scripts.lib.errors import ConfigError
+from scripts.lib.plan import PairSource, Plan
+
+TINY = load(ROOT / "config" / "config.yaml")
+T = "results/tiny"
+FIRST = f"{T}/sft/tiny/rollouts/best_of_8/requests-1"
+SECOND = f"{T}/runs/main/iter1/rollouts/best_of_8/requests-2"
+THIRD = f"{T}/runs/main/iter2/rollouts/best_of_8/requests-3"
+MIX = [{"dataset": "annotations", "pairing": "as_given", "weight": 0.5}]
+
+
+def plan(change: Callable[[Config], object] = lambda config: None) -> Plan:
+    """The tiny preset's plan after a change to its configuration."""
+    config = copy.deepcopy(TINY)
+    change(config)
+    return Plan(resolve(config))
+
+
+def main_run(**keys):
+    return plan(lambda config: config["runs"]["main"].update(keys))
+
+
+def with_run(name, **keys):
+    return plan(lambda config: config["runs"].update({name: {**copy.deepcopy(config["runs"]["main"]), **keys}}))
+
+
+# Paths
+
+
+def test_models_and_tables_have_these_paths():
+    p = plan()
+    assert p.base("world") == f"{T}/base/world/model"
+    assert p.policy("sft/tiny") == f"{T}/sft/tiny/policy"
+    assert p.policy("runs/main/iter2") == f"{T}/runs/main/iter2/policy"
+    assert p.reward_model("bt") == f"{T}/reward/bt/model"
+    assert p.dataset("annotations") == f"{T}/data/annotations.parquet"
+    assert p.prompts("requests-3") == f"{T}/prompts/requests-3.parquet"
+    assert p.report() == f"{T}/report.html"
+    assert p.model("base/world") == f"{T}/base/world/model"
+    assert p.model("sft/tiny") == f"{T}/sft/tiny/policy"
+
+
+def test_iteration_1_lies_beneath_the_sft_policy_and_iteration_n_beneath_the_one_before():
+    p = plan()
+    assert [p.sampled("main", n) for n in (1, 2, 3)] == [
+        ("sft/tiny", "best_of_8", "requests-1"),
+        ("runs/main/iter1", "best_of_8", "requests-2"),
+        ("runs/main/iter2", "best_of_8", "requests-3"),
+    ]
+    assert p.rollouts(*p.sampled("main", 1)) == [f"{FIRST}/0.parquet"]
+    assert p.rewards(*p.sampled("main", 2), "bt") == [f"{SECOND}/rewards/bt/0.parquet"]
+    assert [p.pairs_of("main", n) for n in (1, 2, 3)] == [
+        f"{place}/pairs/bt/best_worst.parquet" for place in (FIRST, SECOND, THIRD)
+    ]
+    assert p.logprobs("runs/main/iter1", "evaluation", "heldout-1", "sft/tiny") == [
+        f"{T}/runs/main/iter1/rollouts/evaluation/heldout-1/logprobs/sft/tiny/0.parquet"
+    ]
+
+
+def test_shards_are_fixed_blocks_and_the_last_may_be_short():
+    for shard_prompts, shards in ((600, [0]), (599, [0, 1]), (200, [0, 1, 2]), (1000, [0])):
+        p = plan(lambda config, size=shard_prompts: config["prompts"]["requests"].update(shard_prompts=size))
+        assert p.shards("requests-2") == shards
+    assert main_run().rollouts("sft/tiny", "best_of_8", "requests-1") == [f"{FIRST}/0.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("previous", ["sft/tiny", "runs/main/iter1", "runs/main/iter2"]),
+        ("sft", ["sft/tiny", "sft/tiny", "sft/tiny"]),
+    ],
+)
+def test_start_and_reference_are_the_previous_policy_or_the_sft_policy(key, expected):
+    assert [main_run(start=key).start("main", n) for n in (1, 2, 3)] == expected
+    assert [main_run(reference=key).reference("main", n) for n in (1, 2, 3)] == expected
+
+
+def test_pairs_carry_the_reference_of_the_iteration_that_trains_on_them():
+    assert main_run().pair_sources("main", 2) == [
+        PairSource(
+            f"{SECOND}/pairs/bt/best_worst.parquet",
+            f"{SECOND}/pairs/bt/best_worst/reference/sft/tiny.parquet",
+            1.0,
+        )
+    ]
+    (source,) = main_run(reference="previous").pair_sources("main", 2)
+    assert source.reference == f"{SECOND}/pairs/bt/best_worst/reference/runs/main/iter1.parquet"
+
+
+def test_training_on_all_takes_the_pairs_of_every_iteration_so_far():
+    p = main_run(train_on="all")
+    assert [source.pairs for source in p.pair_sources("main", 3)] == [p.pairs_of("main", n) for n in (1, 2, 3)]
+    assert [source.pairs for source in p.pair_sources("main", 1)] == [p.pairs_of("main", 1)]
+    assert {source.reference.rsplit("/reference/")[1] for source in p.pair_sources("main", 3)} == {"sft/tiny.parquet"}
+
+
+def test_a_mix_adds_curated_pairs_after_the_runs_own_with_their_weight():
+    own, curated = main_run(mix=MIX).pair_sources("main", 1)
+    assert own.pairs == f"{FIRST}/pairs/bt/best_worst.parquet"
+    assert curated == PairSource(
+        f"{T}/data/annotations/pairs/as_given.parquet",
+        f"{T}/data/annotations/pairs/as_given/reference/sft/tiny.parquet",
+        0.5,
+    )
+    assert json.loads(main_run(mix=MIX).settings("train_dpo", run="main", n="1"))["weights"] == [1.0, 0.5]
+
+
+def test_raft_trains_on_rollouts_and_rewards():
+    assert plan().best_of_sources("raft", 1) == ([f"{FIRST}/0.parquet"], [f"{FIRST}/rewards/bt/0.parquet"])
+    assert plan().inputs(f"{T}/runs/raft/iter1/policy") == [
+        f"{T}/sft/tiny/policy",
+        f"{FIRST}/0.parquet",
+        f"{FIRST}/rewards/bt/0.parquet",
+    ]
+
+
+def test_an_iteration_may_name_its_own_reward_and_sampling():
+    p = main_run(each={"2": {"reward": "gold", "sampling": "best_of_8_mixed"}})
+    assert p.pairs_of("main", 1) == f"{FIRST}/pairs/bt/best_worst.parquet"
+    own = SECOND.replace("best_of_8", "best_of_8_mixed")
+    assert p.pairs_of("main", 2) == f"{own}/pairs/gold/best_worst.parquet"
+
+
+def test_five_betas_share_everything_before_the_first_training():
+    def sweep(config):
+        for i, beta in enumerate((0.01, 0.05, 0.1, 0.3, 1.0)):
+            run = copy.deepcopy(config["runs"]["main"])
+            run["dpo"]["beta"] = beta
+            config["runs"][f"beta_{i}"] = run
+
+    p = plan(sweep)
+    names = [f"beta_{i}" for i in range(5)]
+    assert len({tuple(p.rollouts(*p.sampled(name, 1))) for name in names}) == 1
+    assert len({tuple(p.rewards(*p.sampled(name, 1), "bt")) for name in names}) == 1
+    assert len({tuple(p.pair_sources(name, 1)) for name in names}) == 1
+    assert len({p.settings("train_dpo", run=name, n="1") for name in names}) == 5
+    one = p.closure(*(p.policy(f"runs/{name}/iter1") for name in names[:1]))
+    five = p.closure(*(p.policy(f"runs/{name}/iter1") for name in names))
+    assert sorted(set(five) - set(one)) == [
+        f"{T}/runs/{name}/iter1/policy{end}" for name in names[1:] for end in (".json", ".sha256")
+    ]
+
+
+# Targets
+
+
+def beneath_an_iteration(place):
+    """The files of one iteration's rollouts, rewards, pairs and reference pass."""
+    tails = ["0", "rewards/bt/0", "pairs/bt/best_worst", "pairs/bt/best_worst/reference/sft/tiny"]
+    return [f"{place}/{tail}{end}" for tail in tails for end in (".parquet", ".json")]
+
+
+def test_iter3_policy_lists_every_file_beneath_it_and_nothing_else():
+    tables = ["data/annotations", "data/annotations_heldout", "data/demonstrations"]
+    tables += [f"prompts/requests-{n}" for n in (1, 2, 3)]
+    models = ["base/world/model", "sft/tiny/policy", "reward/bt/model"]
+    models += [f"runs/main/iter{n}/policy" for n in (1, 2, 3)]
+    expected = [f"{T}/{table}{end}" for table in tables for end in (".parquet", ".json")]
+    expected += [f"{T}/{model}{end}" for model in models for end in (".json", ".sha256")]
+    expected += [path for place in (FIRST, SECOND, THIRD) for path in beneath_an_iteration(place)]
+    assert plan().target("policy", 3) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "last", "absent"),
+    [
+        ("rollouts", 1, f"{FIRST}/0.parquet", "/rewards/"),
+        ("rewards", 1, f"{FIRST}/rewards/bt/0.parquet", "/pairs/"),
+        ("pairs", 1, f"{FIRST}/pairs/bt/best_worst.parquet", "/reference/"),
+        ("policy", 1, f"{T}/runs/main/iter1/policy.sha256", "/iter2/"),
+        ("pairs", 2, f"{SECOND}/pairs/bt/best_worst.parquet", "/iter2/"),
+        ("sft", 1, f"{T}/sft/tiny/policy.sha256", "/rollouts/"),
+        ("reward", 1, f"{T}/reward/bt/model.sha256", "/rollouts/"),
+        ("evaluation", 1, f"{T}/runs/main/iter3/eval/heldout.parquet", "/raft/"),
+    ],
+)
+def test_a_target_ends_at_its_stage(name, n, last, absent):
+    files = plan().target(name, n)
+    assert last in files
+    assert not [path for path in files if absent in path]
+
+
+def test_all_is_the_report_and_every_policy():
+    files = plan().target("all")
+    for run, iterations in (("main", 3), ("offline", 1), ("offline_1800", 1), ("raft", 3)):
+        for n in range(1, iterations + 1):
+            assert f"{T}/runs/{run}/iter{n}/policy.sha256" in files
+            assert f"{T}/runs/{run}/iter{n}/eval/heldout.parquet" in files
+    assert f"{T}/report.html" in files
+    assert set(plan().target("report")) <= set(files)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "rollouts", "rewards", "pairs", "policy", "evaluation", "all"])
+def test_no_target_names_a_weight_folder_and_every_artifact_comes_with_its_manifest(name):
+    files = plan().target(name, 1)
+    assert {path.rsplit(".", 1)[-1] for path in files} <= {"parquet", "json", "sha256", "html"}
+    for path in files:
+        assert path.rsplit(".", 1)[0] + ".json" in files
+
+
+def test_a_target_acts_on_the_run_that_the_configuration_names():
+    p = plan(lambda config: config.update(run="raft"))
+    assert f"{T}/runs/raft/iter2/policy.sha256" in p.target("policy", 2)
+    assert not [path for path in p.target("policy", 2) if "/runs/main/" in path]
+
+
+@pytest.mark.parametrize("name", ["rollouts", "rewards", "pairs"])
+def test_an_offline_run_has_no_rollouts_rewards_or_pairs_of_its_own(name):
+    p = plan(lambda config: config.update(run="offline"))
+    with pytest.raises(ConfigError, match=r"trains on curated preferences only(?s:.*)Hint: ask for iter1_policy"):
+        p.target(name, 1)
+    assert f"{T}/data/annotations/pairs/as_given/reference/sft/tiny.parquet" in p.target("policy", 1)
+
+
+def test_a_raft_run_has_no_pairs_of_its_own():
+    p = plan(lambda config: config.update(run="raft"))
+    with pytest.raises(ConfigError, match="Hint"):
+        p.target("pairs", 1)
+
+
+@pytest.mark.parametrize("name", ["rollouts", "rewards", "pairs", "policy"])
+@pytest.mark.parametrize("n", [0, 4])
+def test_an_iteration_out_of_range_is_refused_with_the_range(name, n):
+    says = f"run 'main' has iterations 1 to 3; there is no iteration {n}. Hint: raise runs.main.iterations."
+    with pytest.raises(ConfigError) as caught:
+        plan().target(name, n)
+    assert str(caught.value) == says
+
+
+def test_an_unknown_run_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"'mian' is not in the config\. Hint: it has main, offline"):
+        plan().run("mian", 1)
+
+
+@pytest.mark.parametrize("root", ["/scratch/reference/x", "/scratch/pairs/rollouts"])
+def test_the_results_folder_may_have_any_name(root):
+    moved = plan(lambda config: config.update(results=root)).target("policy", 2)
+    assert moved == sorted(path.replace(T, root) for path in plan().target("policy", 2))
+
+
+@pytest.mark.parametrize("name", ["reference", "pairs", "rewards", "rollouts", "policy", "eval"])
+def test_a_run_may_be_named_like_a_folder_of_the_grammar(name):
+    p = with_run(name)
+    renamed = p.closure(p.policy(f"runs/{name}/iter3"))
+    assert renamed == sorted(
+        path.replace("/runs/main/", f"/runs/{name}/") for path in p.closure(p.policy("runs/main/iter3"))
+    )
+
+
+def test_the_inputs_of_every_artifact_of_all_are_in_all_too():
+    p = plan()
+    files = set(p.target("all"))
+    artifacts = {path for path in files if path.endswith((".parquet", ".html"))}
+    artifacts |= {path.removesuffix(".sha256") for path in files if path.endswith(".sha256")}
+    for artifact in artifacts:
+        assert set(p.inputs(artifact)) <= artifacts
+        assert artifact not in p.inputs(artifact)
+
+
+# Settings: what reaches which stage
+
+
+def settings(p: Plan) -> dict[str, str]:
+    """The settings string of every job of `all`, by artifact, and the stage of each as its key's first word."""
+    jobs = {}
+    for path in [p.report(), *p.target("all")]:
+        artifact = path.removesuffix(".sha256") if path.endswith(".sha256") else path
+        if path.endswith(".json"):
+            continue
+        stage, wildcards = job(p, artifact)
+        jobs[f"{stage} {artifact.removeprefix(p.root + '/')}"] = p.settings(stage, **wildcards)
+    return jobs
+
+
+def job(p: Plan, path: str) -> tuple[str, dict[str, str]]:
+    """Stage and wildcards of the job that makes an artifact, as the rules say."""
+    if path == p.report():
+        return "build_report", {}
+    parts = path.removeprefix(p.root + "/").removesuffix(".parquet").split("/")
+    kinds = p.config
+    match parts:
+        case ["base", base, "model"]:
+            return ("make_base" if kinds["bases"][base]["kind"] == "world" else "convert_base"), {"base": base}
+        case ["data", dataset]:
+            return "curate_data", {"dataset": dataset}
+        case ["data", dataset, "pairs", pairing]:
+            return "select_pairs", {"dataset": dataset, "pairing": pairing}
+        case ["prompts", prompts]:
+            return "make_prompts", {"prompts": prompts}
+        case ["reward", reward, "model"]:
+            return "train_reward", {"reward": reward}
+        case ["sft", sft, "policy"]:
+            return f"{kinds['sft'][sft]['kind']}_sft", {"sft": sft}
+        case ["runs", run, iteration, "policy"]:
+            return f"train_{kinds['runs'][run]['method']}", {"run": run, "n": iteration.removeprefix("iter")}
+        case [*policy, "eval", benchmark]:
+            return "evaluate", {"policy": "/".join(policy), "benchmark": benchmark}
+        case [*_, "reference", ("sft" | "runs"), _] | [*_, "reference", "runs", _, _]:
+            return "score_reference", {"tail": path.split("/reference/")[0], "scorer": ""}
+        case [*policy, "rollouts", sampling, prompts, shard]:
+            wildcards = {"policy": "/".join(policy), "sampling": sampling, "prompts": prompts, "shard": shard}
+            return "sample_rollouts", wildcards
+        case [*_, "rewards", reward, shard]:
+            stage = "score_rollouts" if kinds["rewards"][reward]["kind"] == "bt" else "verify_rollouts"
+            return stage, {"reward": reward, "shard": shard}
+        case [*_, "pairs", reward, pairing]:
+            return "build_pairs", {"reward": reward, "pairing": pairing}
+        case _:
+            assert "logprobs" in parts, path
+            return "score_logprobs", {"shard": parts[-1]}
+
+
+BEFORE = settings(plan())
+
+
+def changed(change):
+    """Jobs of `all` whose settings differ after a change, new jobs left out."""
+    now = settings(plan(change))
+    return {key for key in BEFORE if now.get(key) != BEFORE[key]}
+
+
+def stages(keys):
+    return {key.split(" ")[0] for key in keys}
+
+
+def put(*path_and_value):
+    *parents, last, value = path_and_value
+
+    def change(config):
+        for part in parents:
+            config = config[part]
+        config[last] = value
+
+    return change
+
+
+def test_every_stage_has_jobs_in_the_tiny_preset_but_those_of_adopted_and_converted_models():
+    assert stages(BEFORE) == {
+        "build_pairs",
+        "build_report",
+        "curate_data",
+        "evaluate",
+        "make_base",
+        "make_prompts",
+        "sample_rollouts",
+        "score_logprobs",
+        "score_reference",
+        "score_rollouts",
+        "select_pairs",
+        "train_dpo",
+        "train_raft",
+        "train_reward",
+        "train_sft",
+        "verify_rollouts",
+    }
+
+
+MAIN = {f"train_dpo runs/main/iter{n}/policy" for n in (1, 2, 3)}
+SAMPLED = {
+    f"sample_rollouts {policy}/rollouts/best_of_8/requests-{n}/0"
+    for n in (1, 2, 3)
+    for policy in (["sft/tiny"] if n == 1 else [f"runs/main/iter{n - 1}", f"runs/raft/iter{n - 1}"])
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(put("runs", "main", "dpo", "beta", 0.2), MAIN, id="beta of one run"),
+        pytest.param(put("runs", "main", "dpo", "seed", 7), MAIN, id="seed of one run's training"),
+        pytest.param(
+            put("runs", "main", "each", {"2": {"dpo": {"beta": 0.2}}}),
+            {"train_dpo runs/main/iter2/policy"},
+            id="beta of one iteration",
+        ),
+        pytest.param(put("samplings", "best_of_8", "k", 4), {f"{key}.parquet" for key in SAMPLED}, id="K"),
+        pytest.param(
+            put("samplings", "best_of_8", "temperatures", [0.7]),
+            {f"{key}.parquet" for key in SAMPLED},
+            id="temperature",
+        ),
+        pytest.param(
+            put("rewards", "bt", "learning_rate", 2e-3), {"train_reward reward/bt/model"}, id="reward's learning rate"
+        ),
+        pytest.param(put("sft", "tiny", "epochs", 2), {"train_sft sft/tiny/policy"}, id="SFT's epochs"),
+        pytest.param(put("bases", "world", "layers", 1), {"make_base base/world/model"}, id="base's layers"),
+        pytest.param(
+            put("datasets", "annotations", "size", 4000), {"curate_data data/annotations.parquet"}, id="data set's size"
+        ),
+        pytest.param(
+            put("pairings", "as_given_1800", "size", 1700),
+            {"select_pairs data/annotations/pairs/as_given_1800.parquet"},
+            id="size of curated pairs",
+        ),
+        pytest.param(
+            put("runs", "raft", "raft", "learning_rate", 1e-4),
+            {f"train_raft runs/raft/iter{n}/policy" for n in (1, 2, 3)},
+            id="RAFT's learning rate",
+        ),
+    ],
+)
+def test_a_setting_changes_exactly_these_jobs(change, expected):
+    assert changed(change) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (put("pairings", "best_worst", "length_penalty", 0.001), {"build_pairs"}),
+        (put("evaluation", "heldout", "confidence", 0.9), {"evaluate"}),
+        (put("samplings", "evaluation", "top_p", 0.9), {"sample_rollouts"}),
+        # The set is the same, and so is its table; which prompts a shard holds is a setting of who reads them.
+        (put("prompts", "requests", "shard_prompts", 700), {"sample_rollouts"}),
+        (put("prompts", "requests", "size", 601), {"make_prompts"}),
+        (put("runs", "main", "start", "sft"), {"train_dpo"}),
+        (put("samplings", "unused", {"k": 3}), set()),
+        (put("run", "raft"), set()),
+        (put("results", "/scratch/tiny"), set()),
+        (put("runs", "another", {"sft": "tiny", "mix": MIX}), {"build_report"}),
+    ],
+    ids=lambda value: "+".join(sorted(value)) or "nothing" if isinstance(value, set) else "",
+)
+def test_a_setting_changes_jobs_of_these_stages_only(change, expected):
+    assert stages(changed(change)) == expected
+
+
+@pytest.mark.parametrize("key", sorted(TINY["runtime"]))
+def test_a_runtime_key_changes_no_settings(key):
+    other = {"device": "cuda", "gradient_checkpointing": True, "torch_threads": 3, "train_micro_batch": 16}
+    assert changed(put("runtime", key, other.get(key, 123))) == set()
+
+
+def test_the_order_of_keys_changes_no_settings():
+    def turn(value):
+        if isinstance(value, dict):
+            return {key: turn(value[key]) for key in reversed(value)}
+        return value
+
+    assert changed(lambda config: config.update(turn(config))) == set()
+    reversed_ = {**turn(TINY), "runs": {name: turn(run) for name, run in TINY["runs"].items()}}
+    reversed_["samplings"] = turn(TINY["samplings"])
+    assert settings(Plan(resolve(reversed_))) == BEFORE
+
+
+def test_the_top_level_seed_reaches_every_stage_that_draws_at_random_and_a_blocks_own_seed_replaces_it():
+    drawing = {"make_base", "curate_data", "make_prompts", "train_sft", "train_reward", "sample_rollouts"}
+    drawing |= {"build_pairs", "train_dpo", "train_raft", "evaluate"}
+    assert stages(changed(put("seed", 2))) == drawing
+    assert json.loads(plan(put("sft", "tiny", "seed", 5)).settings("train_sft", sft="tiny"))["seed"] == 5
+
+
+def test_one_iteration_more_changes_no_settings_of_the_earlier_ones():
+    more = settings(plan(put("runs", "main", "iterations", 4)))
+    assert stages(key for key in BEFORE if more[key] != BEFORE[key]) == {"build_report"}
+    assert {key for key in more if key not in BEFORE and "train_" in key} == {"train_dpo runs/main/iter4/policy"}
+
+
+def test_the_first_training_starts_at_its_reference_and_later_ones_do_not():
+    p = plan()
+    starts = [json.loads(p.settings("train_dpo", run="main", n=str(n)))["starts_at_reference"] for n in (1, 2, 3)]
+    assert starts == [True, False, False]
+
+
+def test_settings_are_one_line_of_canonical_json():
+    for text in BEFORE.values():
+        assert json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False) == text
+        assert "\n" not in text
+
+
+def test_local_files_enter_settings_by_their_bytes_and_not_by_their_place(tmp_path):
+    def dataset(folder):
+        block = {"kind": "files", "type": "preferences", "path": str(folder), "pattern": "*.jsonl"}
+        return plan(put("datasets", "local", block)).settings("curate_data", dataset="local")
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text("{}\n")
+        (tmp_path / name / "note.txt").write_text(name)
+    first = dataset(tmp_path / "one")
+    assert dataset(tmp_path / "two") == first
+    (tmp_path / "two" / "a.jsonl").write_text("{ }\n")
+    assert dataset(tmp_path / "two") != first
+
+
+def test_a_source_without_files_is_refused_with_its_key(tmp_path):
+    block = {"kind": "files", "type": "preferences", "path": str(tmp_path), "pattern": "*.jsonl"}
+    with pytest.raises(ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'\. Hint: "):
+        plan(put("datasets", "local", block)).settings("curate_data", dataset="local")
+
+
+def test_planning_imports_neither_torch_nor_transformers_nor_snakemake():
+    code = (
+        "import sys; from pathlib import Path; from scripts.lib import config, plan\n"
+        "plan.Plan(config.load(Path('config/config.yaml'))).target('all')\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'snakemake', 'polars', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
