@@ -19,8 +19,12 @@ def run(job: stage.Job) -> None:
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("model"))
     model = models.load_reward(job.input("model"), job.settings["dtype"]).to(device).eval()
+    messages = {row["prompt_id"]: row["messages"] for row in rows}
+    prompts = {key: chat.render(tokenizer, turns, answer_next=True) for key, turns in messages.items()}
+    prompt_ids = {key: chat.encode(tokenizer, text) for key, text in prompts.items()}
     sequences = [
-        chat.prompt_ids(tokenizer, row["messages"]) + chat.completion_ids(tokenizer, row["messages"], row["response"])
+        prompt_ids[row["prompt_id"]]
+        + chat.completion_ids(tokenizer, row["messages"], row["response"], prompts[row["prompt_id"]])
         for row in rows
     ]
     rewards = [0.0] * len(rows)

@@ -6,6 +6,7 @@ end-of-turn token. Rendered text is tokenised without adding special tokens, so 
 the template writes one, in training and in generation alike.
 """
 
+from functools import cache
 from typing import Any
 
 from scripts.lib.errors import InputError
@@ -28,6 +29,7 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
     return encode(tokenizer, render(tokenizer, messages, answer_next=True))
 
 
+@cache
 def end_of_turn(tokenizer: Any) -> int:
     """The token that the chat template writes after an assistant's words.
 
@@ -56,12 +58,13 @@ def stop_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
-def completion_ids(tokenizer: Any, messages: Messages, answer: str) -> list[int]:
+def completion_ids(tokenizer: Any, messages: Messages, answer: str, opened: str | None = None) -> list[int]:
     """Token ids of an answer to messages, ending with the end-of-turn token.
 
     What the template writes after the end of turn (a line break, say) is left out: the policy never writes it.
+    `opened` is the rendered prompt, for a caller that has many answers to the same one.
     """
-    opened = render(tokenizer, messages, answer_next=True)
+    opened = opened or render(tokenizer, messages, answer_next=True)
     closed = render(tokenizer, [*messages, {"role": "assistant", "content": answer}], answer_next=False)
     if not closed.startswith(opened):
         raise InputError(

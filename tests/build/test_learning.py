@@ -1,9 +1,11 @@
 """What the finished tiny build has learnt, read from its artifacts."""
 
+import itertools
 import json
 
 import polars as pl
 import pytest
+
 from scripts.lib import schemas, world
 from scripts.lib.stats import interval
 
@@ -29,7 +31,7 @@ def change(build, before: str, after: str, **which) -> dict[str, float]:
 
 
 def test_gold_rises_from_sft_to_iteration_1_and_from_1_to_2(build):
-    for before, after in zip(POLICIES, POLICIES[1:3]):
+    for before, after in itertools.pairwise(POLICIES[:3]):
         assert change(build, before, after)["low"] > 0
 
 
@@ -59,6 +61,7 @@ def manifest(build, artifact: str) -> dict:
 def test_the_reward_model_tells_minimal_pairs_apart(build, kind):
     """Accuracy of at least .9 on 200 held-out pairs that differ in one kind only."""
     import torch
+
     from scripts.lib import chat, models
 
     folder = build / "results/tiny/reward/bt/model"

@@ -1,6 +1,7 @@
 """What a finished build does next: nothing, or exactly what a change asks for."""
 
 import pytest
+
 from tests.conftest import jobs, run
 
 pytestmark = pytest.mark.build

@@ -1,6 +1,7 @@
 """Formatting, lint and types are facts too."""
 
 import pytest
+
 from tests.conftest import ROOT, run
 
 
