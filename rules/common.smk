@@ -19,6 +19,10 @@ class Runtime:
 
 RUNTIME = Runtime()
 
+# What a step that computes takes of the machine, so that steps side by side do not fight over cores. Where torch is
+# left to choose, it takes all.
+THREADS = PLAN.config["runtime"]["torch_threads"] or 1000
+
 
 def settings(stage):
     """Params function: the stage's canonical settings for a job's wildcards."""

@@ -37,7 +37,9 @@ rule evaluate:
 rule build_report:
     input:
         evaluations=PLAN.evaluations(),
-        manifests=PLAN.manifests(*PLAN.report_inputs(), *map(PLAN.policy, PLAN.policies())),
+        manifests=PLAN.manifests(
+            *PLAN.report_inputs(), *map(PLAN.policy, PLAN.policies())
+        ),
     output:
         page=report(
             "<results>/report.html", category="Report", labels={"what": "all runs"}

@@ -61,6 +61,7 @@ rule score_reference:
         tail=r".+/pairs/[a-z0-9_/]+",
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("score_reference"),
         code=code_digest("score_reference"),

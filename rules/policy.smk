@@ -31,6 +31,7 @@ rule train_dpo:
         run=only(PLAN.runs_by("dpo")),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("train_dpo"),
         code=code_digest("train_dpo"),
@@ -68,6 +69,7 @@ rule train_raft:
         run=only(PLAN.runs_by("raft")),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("train_raft"),
         code=code_digest("train_raft"),

@@ -31,6 +31,7 @@ rule train_reward:
         reward=of_kind("rewards", "bt"),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("train_reward"),
         code=code_digest("train_reward"),

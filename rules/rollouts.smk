@@ -18,6 +18,7 @@ rule sample_rollouts:
         "<benchmarks>/{policy}/rollouts/{sampling}/{prompts}/{shard}.tsv"
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("sample_rollouts"),
         code=code_digest("sample_rollouts"),
@@ -44,6 +45,7 @@ rule score_rollouts:
         reward=of_kind("rewards", "bt"),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("score_rollouts"),
         code=code_digest("score_rollouts"),
@@ -88,6 +90,7 @@ rule score_logprobs:
         "<benchmarks>/{policy}/rollouts/{sampling}/{prompts}/logprobs/{scorer}/{shard}.tsv"
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("score_logprobs"),
         code=code_digest("score_logprobs"),

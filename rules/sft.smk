@@ -28,6 +28,7 @@ rule train_sft:
         sft=of_kind("sft", "train"),
     conda:
         "../envs/train.yaml"
+    threads: THREADS
     params:
         settings=settings("train_sft"),
         code=code_digest("train_sft"),

@@ -14,6 +14,7 @@ import polars as pl
 from scripts.lib import schemas, stage
 from scripts.lib.digest import text_sha256
 from scripts.lib.errors import InputError
+from scripts.lib.responses import joined
 from scripts.lib.seeds import derive_seed
 
 Row = dict[str, Any]
@@ -44,7 +45,10 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
         rejected = ranked[round((1 - settings["rejected_quantile"]) * last)]
     else:
         chosen = complete[0]
-        others = [row for row in ranked if row is not chosen]
+        # A truncated response may rank above the best complete one; it cannot be what the chosen is better than.
+        others = ranked[ranked.index(chosen) + 1 :]
+        if not others:
+            return "better_truncated"
         if settings["strategy"] == "max_min":
             rejected = others[-1]
         elif settings["strategy"] == "max_max":
@@ -63,22 +67,6 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
     if chosen["score"] - rejected["score"] <= settings["minimum_margin"]:
         return "small_margin"
     return chosen, rejected
-
-
-def joined(job: stage.Job) -> list[Row]:
-    """Rollouts with their rewards, in order. Raises InputError if any (prompt_id, k) lacks its counterpart."""
-    rollouts = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
-    rewards = schemas.read_table(job.inputs["rewards"], schemas.REWARDS)
-    for name, table in (("rollouts", rollouts), ("rewards", rewards)):
-        if table.select("prompt_id", "k").is_duplicated().any():
-            raise InputError(f"{name}: a (prompt_id, k) stands more than once.\nHint: a shard was given twice.")
-    together = rollouts.join(rewards, on=["prompt_id", "k"], how="inner", maintain_order="left")
-    if not (together.height == rollouts.height == rewards.height):
-        raise InputError(
-            f"{rollouts.height} rollouts and {rewards.height} rewards share {together.height} (prompt_id, k).\n"
-            "Hint: the rewards belong to other rollouts; delete them and run Snakemake."
-        )
-    return together.to_dicts()
 
 
 def run(job: stage.Job) -> None:

@@ -116,9 +116,7 @@ def read(job: stage.Job) -> Facts:
         # A table by another name is missing below, with the policy that it should have been of.
         if found := EVALUATION.search(str(path)):
             tables[found["benchmark"], found["policy"]] = path
-    blocks = job.settings["runs"]
-    ordered = sorted(blocks, key=lambda name: (-len(blocks[name][0]), name))
-    runs = [Run(name, blocks[name][1], blocks[name][0], slot) for slot, name in enumerate(ordered)]
+    runs = [Run(name, method, policies, slot) for slot, (name, method, policies) in enumerate(job.settings["runs"])]
     policies = list(dict.fromkeys(policy for run in runs for policy in run.policies))
     benchmarks = []
     for name, labellers in job.settings["benchmarks"].items():

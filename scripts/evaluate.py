@@ -38,6 +38,8 @@ def win_rate(own: list[float], other: list[float]) -> float:
 def run(job: stage.Job) -> None:
     """Join a policy's evaluation rollouts with their rewards and summarise them."""
     rows = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS).to_dicts()
+    if not rows:
+        raise InputError("no responses to evaluate.\nHint: every prompt was too long; raise max_prompt_tokens.")
     rewards = reward_tables(job, "rewards")
     sft_rewards = reward_tables(job, "sft_rewards") if job.inputs["sft_rewards"] else rewards
     scored = schemas.read_table(job.inputs["logprobs"], schemas.LOGPROBS).to_dicts()

@@ -31,20 +31,21 @@ TEMPLATE = (
 CONTEXT = 128
 
 
-def make_tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
-    """A word-level tokenizer over `words`, the template's special tokens and its two line breaks."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+def make_tokenizer(texts: list[str]) -> "PreTrainedTokenizerFast":
+    """A word-level tokenizer trained on texts; the roles and the line breaks of the template are always words of it."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, BOS, EOS, HEADER, HEADER_END, TURN_END, UNKNOWN]
-    vocabulary = {word: i for i, word in enumerate([*special, "\n\n", "system", "user", "assistant", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(" +"), "removed"),
             pre_tokenizers.Split(Regex(r"\n\n|\w+|[^\w\s]"), "isolated"),
         ]
     )
+    trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([*texts, "system\n\nuser\n\nassistant"], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -68,7 +69,8 @@ def run(job: stage.Job) -> None:
 
     settings = job.settings
     models.prepare(job.runtime)
-    tokenizer = make_tokenizer(world.vocabulary())
+    texts = world.corpus(settings["texts"], settings["seed"])
+    tokenizer = make_tokenizer(texts)
     set_seed(settings["seed"])
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -85,10 +87,7 @@ def run(job: stage.Job) -> None:
             eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
         )
     )
-    rows = [
-        {"input_ids": chat.encode(tokenizer, BOS + text + EOS)}
-        for text in world.corpus(settings["texts"], settings["seed"])
-    ]
+    rows = [{"input_ids": chat.encode(tokenizer, BOS + text + EOS)} for text in texts]
     rows, dropped = training.fitting(rows, ("input_ids",), CONTEXT)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SFTTrainer(

@@ -56,7 +56,10 @@ def run(job: stage.Job) -> None:
     first = settings["shard"] * settings["shard_prompts"]
     prompts = everything[first : first + settings["shard_prompts"]]
     if not prompts:
-        raise InputError(f"{job.input('prompts')}: shard {settings['shard']} is beyond its {len(everything)} prompts.")
+        raise InputError(
+            f"{job.input('prompts')}: shard {settings['shard']} is beyond its {len(everything)} prompts.\n"
+            "Hint: the prompt set is shorter than its configured size; delete it and run Snakemake."
+        )
     tokenizer = models.load_tokenizer(job.input("policy"))
     stops = chat.stop_ids(tokenizer, models.generation_config(job.input("policy")))
     encoded = [(prompt, chat.prompt_ids(tokenizer, prompt["messages"])) for prompt in prompts]

@@ -6,7 +6,6 @@ The annotator's orientation is kept. Token ids stay empty: the stage that reads 
 import sys
 
 from scripts.lib import schemas, stage
-from scripts.lib.errors import InputError
 
 
 def run(job: stage.Job) -> None:
@@ -19,10 +18,6 @@ def run(job: stage.Job) -> None:
         else:
             kept.append(row)
     size = job.settings["size"]
-    if size is not None and len(kept) < size:
-        raise InputError(
-            f"{job.input('dataset')}: {len(kept)} pairs, {size} asked for.\nHint: lower the pairing's size."
-        )
     selected = sorted(kept, key=lambda row: str(row["pair_id"]))[:size]
     table = [{key: row.get(key) for key in schemas.PAIRS} | {"margin": row["margin"]} for row in selected]
     job.counts = {

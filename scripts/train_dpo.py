@@ -37,7 +37,7 @@ def run(job: stage.Job) -> None:
     rows, dropped = training.fitting(read, ("prompt_ids", "longer_ids"), settings["max_length"])
     if not rows:
         raise InputError(f"all {len(read)} pairs exceed max_length = {settings['max_length']}.\nHint: raise it.")
-    if settings["starts_at_reference"]:
+    if settings["start"] == settings["reference"]:
         gate(model.to(device).eval(), tokenizer, rows[:GATE_PAIRS], settings["dtype"], device)
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
     own = {
@@ -75,7 +75,7 @@ def load_pairs(job: stage.Job, tokenizer: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     job.counts = {"pairs_in": 0, "dropped_by_weight": 0}
     for pairs_path, reference_path, weight in zip(
-        job.inputs["pairs"], job.inputs["reference"], job.settings["weights"], strict=True
+        job.inputs["pairs"], job.inputs["reference"], [weight for _, weight in job.settings["sources"]], strict=True
     ):
         pairs = schemas.read_table(pairs_path, schemas.PAIRS).to_dicts()
         reference = {row["pair_id"]: row for row in schemas.read_table(reference_path, schemas.REFERENCE).to_dicts()}
@@ -139,7 +139,11 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
 
 def starts_at_ln2(settings: dict[str, Any]) -> bool:
     """Whether theory fixes the first loss: the start is the reference, the loss is sigmoid, arithmetic is float32."""
-    return bool(settings["starts_at_reference"] and settings["loss"] == ["sigmoid"] and settings["dtype"] == "float32")
+    return bool(
+        settings["start"] == settings["reference"]
+        and settings["loss"] == ["sigmoid"]
+        and settings["dtype"] == "float32"
+    )
 
 
 def check_first_loss(loss: float) -> None:

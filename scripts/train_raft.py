@@ -6,9 +6,9 @@ The best complete response of each prompt is trained on; a prompt whose response
 import sys
 from typing import Any
 
-from scripts.build_pairs import joined
 from scripts.lib import stage
 from scripts.lib.errors import InputError
+from scripts.lib.responses import joined
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:

@@ -12,6 +12,16 @@ WORLD_ITERATIONS = 10
 SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
+def overlap(one: Config, other: Config) -> bool:
+    """Whether two data sets or prompt sets can share a prompt: the same world split, or parts of the same files."""
+    if one["kind"] != other["kind"]:
+        return False
+    if one["kind"] == "world":
+        return bool(one["split"] == other["split"])
+    same = (one["path"], one["pattern"]) == (other["path"], other["pattern"])
+    return same and max(one["part"][0], other["part"][0]) < min(one["part"][1], other["part"][1])
+
+
 class Checks:
     """All checks of one configuration that is complete already; complaints go to `found`."""
 
@@ -68,8 +78,10 @@ class Checks:
                 self.refer(f"{key}.init", target, {"sft": "sft", "base": "bases"}[block])
             self.refer(f"{key}.dataset", reward["dataset"], "datasets", type="preferences")
             self.refer(f"{key}.heldout", reward["heldout"], "datasets", type="preferences")
-            if reward["heldout"] == reward["dataset"]:
-                self.found.add(f"{key}.heldout", reward["heldout"], "is the training set", "hold out other pairs.")
+            heldout, trained = (self.config["datasets"].get(reward[role]) for role in ("heldout", "dataset"))
+            if heldout and trained and overlap(heldout, trained):
+                text = f"shares prompts with the training set {reward['dataset']!r}"
+                self.found.add(f"{key}.heldout", reward["heldout"], text, "hold out another split or part.")
 
     def _data(self) -> None:
         for name, block in self.config["datasets"].items():
@@ -101,10 +113,19 @@ class Checks:
             self.found.add(f"{key}.sampling", evaluation["sampling"], "must have record_logprobs: true", hint)
         for reward in evaluation["rewards"]:
             self.refer(f"{key}.rewards", reward, "rewards")
-        for name, run in self.config["runs"].items():
-            if run["prompts"] == evaluation["prompts"]:
-                text = f"runs.{name} trains on these prompts"
-                self.found.add(f"{key}.prompts", evaluation["prompts"], text, "evaluate on prompts of their own.")
+        held = self.config["prompts"].get(evaluation["prompts"])
+        for block, name in self._trained_on():
+            if held and overlap(held, self.config[block][name]):
+                text = f"training uses prompts of {block}.{name}, which it shares"
+                self.found.add(f"{key}.prompts", evaluation["prompts"], text, "evaluate on another split or part.")
+
+    def _trained_on(self) -> list[tuple[str, str]]:
+        """(block, name) of every data set and prompt set that something trains on, each once."""
+        used = [("datasets", sft.get("dataset")) for sft in self.config["sft"].values()]
+        used += [("datasets", reward.get("dataset")) for reward in self.config["rewards"].values()]
+        used += [("datasets", part["dataset"]) for run in self.config["runs"].values() for part in run["mix"]]
+        used += [("prompts", run["prompts"]) for run in self.config["runs"].values()]
+        return [(block, name) for block, name in dict.fromkeys(used) if name in self.config[block]]
 
     def _run(self, key: str, run: Config) -> None:
         self.refer(f"{key}.sft", run["sft"], "sft")

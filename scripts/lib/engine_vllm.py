@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.errors import InputError
 from scripts.sample_rollouts import Request, Response
 
 
@@ -10,7 +11,12 @@ class VllmEngine:
     """vLLM's offline engine with a seed and a temperature of each request's own."""
 
     def __init__(self, policy: Path, settings: dict[str, Any], runtime: dict[str, Any], stops: list[int]) -> None:
-        from vllm import LLM
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise InputError(
+                f"engine vllm: {error}\nHint: install vllm where sampling runs, or set engine: transformers."
+            ) from error
 
         self.stops = stops
         self.llm = LLM(
@@ -18,6 +24,8 @@ class VllmEngine:
             dtype=settings["dtype"],
             max_model_len=settings["max_prompt_tokens"] + settings["max_new_tokens"],
             seed=settings["seed"],
+            gpu_memory_utilization=runtime["vllm_memory"],
+            tensor_parallel_size=runtime["vllm_tensor_parallel"],
             enable_prefix_caching=True,
             generation_config="vllm",
         )

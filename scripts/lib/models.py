@@ -44,10 +44,10 @@ def load_policy(folder: Path, dtype: str, device: torch.device | None = None) ->
     return model
 
 
-def load_reward(folder: Path, dtype: str, **kwargs: Any) -> PreTrainedModel:
+def load_reward(folder: Path, dtype: str) -> PreTrainedModel:
     """A sequence classifier with one label: the scalar head on the last token."""
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, num_labels=1, **kwargs
+        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, num_labels=1
     )
     return model
 

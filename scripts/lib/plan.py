@@ -212,14 +212,14 @@ class Plan:
         return {**kept, "files": sources.digest(block["path"], block["pattern"], key)}
 
     def _train_sft(self, sft: str) -> Config:
-        return {**self._seeded(self.config["sft"][sft], "kind", "base", "dataset"), "dtype": self.config["dtype"]}
+        return {**self._seeded(self.config["sft"][sft], "kind"), "dtype": self.config["dtype"]}
 
     def _adopt_sft(self, sft: str) -> Config:
         return {}
 
     def _train_reward(self, reward: str) -> Config:
-        block = self.config["rewards"][reward]
-        return {**self._seeded(block, "kind", "init", "dataset", "heldout"), "dtype": self.config["dtype"]}
+        # Which table plays which role stands here too: Snakemake compares inputs as a set and would miss a swap.
+        return {**self._seeded(self.config["rewards"][reward], "kind"), "dtype": self.config["dtype"]}
 
     def _sample_rollouts(self, policy: str, sampling: str, prompts: str, shard: str) -> Config:
         block = self.config["prompts"][prompts.rsplit("-", 1)[0]]
@@ -246,16 +246,19 @@ class Plan:
         return {"dtype": self.config["dtype"]}
 
     def _train_dpo(self, run: str, n: str) -> Config:
-        weights = [source.weight for source in self.pair_sources(run, int(n))]
-        same = self.start(run, int(n)) == self.reference(run, int(n))
-        own = {"weights": weights, "starts_at_reference": same, "dtype": self.config["dtype"]}
+        start, reference = self.start(run, int(n)), self.reference(run, int(n))
+        # Tables with their weights, in order, for the same reason as in _train_reward.
+        sources = [[part.pairs.removeprefix(self.root + "/"), part.weight] for part in self.pair_sources(run, int(n))]
+        own = {"start": start, "reference": reference, "sources": sources, "dtype": self.config["dtype"]}
         return {**self._seeded(self.run(run, int(n))["dpo"]), **own}
 
     def _train_raft(self, run: str, n: str) -> Config:
         return {**self._seeded(self.run(run, int(n))["raft"]), "dtype": self.config["dtype"]}
 
     def _build_report(self) -> Config:
-        runs = {name: [self.policies([name]), run["method"]] for name, run in self.config["runs"].items()}
+        # Longest first, then by name: the order of keys in a configuration means nothing.
+        names = sorted(self.config["runs"], key=lambda name: (-self.config["runs"][name]["iterations"], name))
+        runs = [[name, self.config["runs"][name]["method"], self.policies([name])] for name in names]
         benchmarks = {name: block["rewards"] for name, block in self.config["evaluation"].items()}
         return {"preset": self.config["preset"], "runs": runs, "benchmarks": benchmarks}
 
@@ -398,7 +401,7 @@ class Plan:
             if self.config["runs"][name]["prompts"]
             for n in range(1, self.config["runs"][name]["iterations"] + 1)
         ]
-        used = {run["reward"] for run in self.config["runs"].values() if run["reward"]}
+        used = {own["reward"] for run in self.config["runs"].values() for own in [run, *run["each"].values()]}
         used |= {reward for block in self.config["evaluation"].values() for reward in block["rewards"]}
         models = [path for name in self.config["rewards"] if name in used for path in self.labeller(name)]
         return [*self.evaluations(), *dict.fromkeys(pairs), *models]

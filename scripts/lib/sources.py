@@ -1,5 +1,6 @@
 """Local files that enter the workflow from outside: which they are, and the digest that stands for their bytes."""
 
+import os
 from pathlib import Path
 
 from scripts.lib.digest import ROOT, file_sha256
@@ -11,8 +12,10 @@ def files(path: str, pattern: str, key: str) -> list[Path]:
 
     `key` is the config key that named it. Raises ConfigError when there are none.
     """
-    place = Path(path) if Path(path).is_absolute() else ROOT / path
+    place = ROOT / path  # an absolute path stays what it is
     found = [place] if place.is_file() else sorted(file for file in place.glob(pattern) if file.is_file())
+    if not Path(path).is_absolute():
+        found = [Path(os.path.relpath(file, ROOT)) for file in found]
     if not found:
         raise ConfigError(
             f"{key} = {path!r}: no file there matches {pattern!r}. "
@@ -23,7 +26,7 @@ def files(path: str, pattern: str, key: str) -> list[Path]:
 
 def digest(path: str, pattern: str, key: str) -> list[str]:
     """`SHA-256  name` of every file of a source: bytes, neither times nor places, decide what is made again."""
-    return [f"{file_sha256(file)}  {file.name}" for file in files(path, pattern, key)]
+    return [f"{file_sha256(ROOT / file)}  {file.name}" for file in files(path, pattern, key)]
 
 
 def verify(paths: list[Path], planned: list[str]) -> None:

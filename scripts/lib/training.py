@@ -5,6 +5,7 @@ or appends anything.
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,11 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, scratch: Path, *
         raise InputError(
             f"runtime.train_micro_batch = {micro} does not divide batch_size = {settings['batch_size']}.\n"
             "Hint: choose a divisor; what is missing is made up for by gradient accumulation."
+        )
+    if torch.cuda.device_count() > 1 and "RANK" not in os.environ and runtime["device"] != "cpu":
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible to one process; batch_size would be multiplied by that.\n"
+            "Hint: make one visible with CUDA_VISIBLE_DEVICES, or launch with torchrun."
         )
     steps = math.ceil(math.ceil(rows / settings["batch_size"]) * settings["epochs"])
     disable_progress_bars()

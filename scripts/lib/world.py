@@ -306,14 +306,6 @@ def corpus(n: int, seed: int) -> list[str]:
     return lines
 
 
-def vocabulary() -> list[str]:
-    """Every word and mark that a prompt or an answer can contain, sorted."""
-    wording = [phrase.format("") for phrase in _PHRASES.values()]
-    words = {word for text in wording for word in text.replace(".", " .").split()} | {":", *SURNAMES, *NAMES}
-    defaults = (DEFAULT_OPENING, DEFAULT_ENDING, DEFAULT_JOINER)
-    return sorted(words.union(NUMBERS, OPENINGS, ENDINGS, JOINERS, FILLERS, THINGS, defaults))
-
-
 # ---- probes -----------------------------------------------------------------------------
 
 

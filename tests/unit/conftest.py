@@ -13,6 +13,8 @@ RUNTIME = {
     "torch_threads": 1,
     "train_micro_batch": 4,
     "generate_batch": 8,
+    "vllm_memory": 0.9,
+    "vllm_tensor_parallel": 1,
     "score_tokens": 512,
     "gradient_checkpointing": False,
 }

@@ -108,8 +108,8 @@ def test_max_random_draws_anew_for_each_prompt():
         ([9, 5, 1], {2}, {}, (0, 2)),
         # The only complete response is the worst: the other one would outrank it.
         ([9, 5, 1], {0, 1}, {}, "better_truncated"),
-        # Second best is what max_max rejects; here it is the better, truncated one.
-        ([9, 5, 1], {0}, {"strategy": "max_max"}, "better_truncated"),
+        # Second best of those below the chosen: the truncated one above it is no candidate.
+        ([9, 5, 1], {0}, {"strategy": "max_max"}, (1, 2)),
         ([9, 5, 1], {0, 1, 2}, {}, "all_truncated"),
         # The chosen quantile falls on a truncated response: the nearest complete one in the ranking.
         ([9, 7, 5, 3, 1], {0}, {"strategy": "quantile"}, (1, 4)),

@@ -68,7 +68,7 @@ def world(root: Path, runs: dict[str, int], labellers: list[str], temperatures: 
         evaluation(root, policy, "sft/tiny", level, labellers, temperatures)
     settings = {
         "preset": "tiny",
-        "runs": {name: [chain, "raft" if name == "raft" else "dpo"] for name, chain in policies.items()},
+        "runs": [[name, "raft" if name == "raft" else "dpo", chain] for name, chain in policies.items()],
         "benchmarks": {"heldout": labellers},
     }
     tables = [root / policy / "eval/heldout.parquet" for policy in levels]
@@ -268,7 +268,7 @@ def test_single_run_without_gold_or_reward_model(tmp_path: Path, temperatures: l
 
 
 def test_no_benchmark_at_all(tmp_path: Path) -> None:
-    settings = {"preset": "tiny", "runs": {"main": [["sft/tiny", "runs/main/iter1"], "dpo"]}, "benchmarks": {}}
+    settings = {"preset": "tiny", "runs": [["main", "dpo", ["sft/tiny", "runs/main/iter1"]]], "benchmarks": {}}
     command = ["--settings", canonical_json(settings), "--output", str(tmp_path / "report.html")]
     assert build_report.main(command) == 0
     assert "No benchmark was evaluated." in (tmp_path / "report.html").read_text()

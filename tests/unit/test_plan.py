@@ -115,7 +115,10 @@ def test_a_mix_adds_curated_pairs_after_the_runs_own_with_their_weight():
         f"{T}/data/annotations/pairs/as_given/reference/sft/tiny.parquet",
         0.5,
     )
-    assert json.loads(main_run(mix=MIX).settings("train_dpo", run="main", n="1"))["weights"] == [1.0, 0.5]
+    assert json.loads(main_run(mix=MIX).settings("train_dpo", run="main", n="1"))["sources"] == [
+        ["sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.parquet", 1.0],
+        ["data/annotations/pairs/as_given.parquet", 0.5],
+    ]
 
 
 def test_raft_trains_on_rollouts_and_rewards():
@@ -439,7 +442,13 @@ def test_a_setting_changes_jobs_of_these_stages_only(change, expected):
 
 @pytest.mark.parametrize("key", sorted(TINY["runtime"]))
 def test_a_runtime_key_changes_no_settings(key):
-    other = {"device": "cuda", "gradient_checkpointing": True, "torch_threads": 3, "train_micro_batch": 16}
+    other = {
+        "device": "cuda",
+        "gradient_checkpointing": True,
+        "torch_threads": 3,
+        "train_micro_batch": 16,
+        "vllm_memory": 0.5,
+    }
     assert changed(put("runtime", key, other.get(key, 123))) == set()
 
 
@@ -470,7 +479,8 @@ def test_one_iteration_more_changes_no_settings_of_the_earlier_ones():
 
 def test_the_first_training_starts_at_its_reference_and_later_ones_do_not():
     p = plan()
-    starts = [json.loads(p.settings("train_dpo", run="main", n=str(n)))["starts_at_reference"] for n in (1, 2, 3)]
+    each = [json.loads(p.settings("train_dpo", run="main", n=str(n))) for n in (1, 2, 3)]
+    starts = [settings["start"] == settings["reference"] for settings in each]
     assert starts == [True, False, False]
 
 

@@ -31,8 +31,9 @@ SETTINGS = {
     "adam_beta2": 0.98,
     "max_length": 64,
     "seed": 1,
-    "weights": [1.0],
-    "starts_at_reference": True,
+    "sources": [["pairs.parquet", 1.0]],
+    "start": "sft/tiny",
+    "reference": "sft/tiny",
     "dtype": "float32",
 }
 LOSSES = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text())["$defs"]["dpo"]["properties"]["loss"]["items"]
@@ -171,7 +172,7 @@ def test_no_reference_model_is_loaded(train, trainers, pairs, tables, monkeypatc
 
 def test_the_loss_uses_the_reference_given_and_not_one_of_trls(train, trainers, pairs, other_policy, tables):
     # From another reference the first loss is −log σ(β · implicit margin) of the two files of log-probabilities.
-    code, manifest, _ = train(pairs[:4], scorer=other_policy, starts_at_reference=False)
+    code, manifest, _ = train(pairs[:4], scorer=other_policy, start="runs/main/iter1")
     start, ref = (
         schemas.read_table(tables(pairs[:4], *scorer)[1], schemas.REFERENCE).to_dicts()
         for scorer in ((), (other_policy,))
@@ -209,7 +210,7 @@ def test_the_gate_stops_a_step_whose_reference_is_of_other_weights(train, pairs,
 
 
 def test_the_gate_lets_another_start_pass_where_it_is_planned(train, pairs, other_policy):
-    assert train(pairs[:4], scorer=other_policy, starts_at_reference=False)[0] == 0
+    assert train(pairs[:4], scorer=other_policy, start="runs/main/iter1")[0] == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -255,7 +256,7 @@ def test_a_first_loss_other_than_ln_2_stops_where_theory_fixes_it():
     ("given", "fixed"),
     [
         ({}, True),
-        ({"starts_at_reference": False}, False),
+        ({"start": "runs/main/iter1"}, False),
         ({"loss": ["ipo"]}, False),
         ({"loss": ["sigmoid", "sft"]}, False),
         ({"dtype": "bfloat16"}, False),
@@ -356,7 +357,13 @@ def load(tables, weights, *parts, seed=1):
     """Rows and counts of load_pairs for several tables."""
     found = [tables(part) for part in parts]
     inputs = {"pairs": [pairs for pairs, _ in found], "reference": [known for _, known in found]}
-    job = Job("train_dpo", SETTINGS | {"weights": weights, "seed": seed}, {}, inputs, Path("unused"))
+    job = Job(
+        "train_dpo",
+        SETTINGS | {"sources": [["pairs.parquet", weight] for weight in weights], "seed": seed},
+        {},
+        inputs,
+        Path("unused"),
+    )
     return train_dpo.load_pairs(job, None), job.counts
 
 

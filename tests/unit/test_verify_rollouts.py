@@ -20,7 +20,7 @@ def verify(tmp_path, run_stage, write, rows):
 def test_every_response_is_scored_in_order_by_its_own_requests(tmp_path, run_stage, write, rollout):
     rows = []
     for made in world.prompts("evaluation", 3, 1):
-        for k, answer in enumerate(["", "red red red", " ".join(world.vocabulary()[:6])]):
+        for k, answer in enumerate(["", "red red red", " ".join(world.THINGS[:6])]):
             finish = "length" if k == 2 else "stop"
             rows.append(rollout(made["content"], k, answer, finish, metadata=json.dumps(made["requests"])))
     code, table, manifest = verify(tmp_path, run_stage, write, rows)
