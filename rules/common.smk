@@ -47,3 +47,7 @@ def of_kind(block, *kinds):
     return only(
         name for name, entry in PLAN.config[block].items() if entry["kind"] in kinds
     )
+
+
+# The next iteration waits for these; an evaluation waits for nobody.
+ON_THE_PATH = 10

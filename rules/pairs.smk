@@ -17,6 +17,7 @@ rule build_pairs:
         manifest="<results>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.json",
     log:
         "<logs>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.log",
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     params:
@@ -59,6 +60,7 @@ rule score_reference:
         "<benchmarks>/{tail}/reference/{scorer}.tsv"
     wildcard_constraints:
         tail=r".+/pairs/[a-z0-9_/]+",
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     threads: THREADS

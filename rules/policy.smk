@@ -29,6 +29,7 @@ rule train_dpo:
         "<benchmarks>/runs/{run}/iter{n}/policy.tsv"
     wildcard_constraints:
         run=only(PLAN.runs_by("dpo")),
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     threads: THREADS
@@ -67,6 +68,7 @@ rule train_raft:
         "<benchmarks>/runs/{run}/iter{n}/policy.tsv"
     wildcard_constraints:
         run=only(PLAN.runs_by("raft")),
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     threads: THREADS

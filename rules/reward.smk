@@ -29,6 +29,7 @@ rule train_reward:
         "<benchmarks>/reward/{reward}/model.tsv"
     wildcard_constraints:
         reward=of_kind("rewards", "bt"),
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     threads: THREADS

@@ -26,6 +26,7 @@ rule train_sft:
         "<benchmarks>/sft/{sft}/policy.tsv"
     wildcard_constraints:
         sft=of_kind("sft", "train"),
+    priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
     threads: THREADS

@@ -131,7 +131,7 @@ def gold(requests: Requests, response: str) -> tuple[float, dict[str, float]]:
     joins = [word for word in solid[1:-1] if word in JOINERS or word == DEFAULT_JOINER]
     wanted = NUMBERS[requests["count"]]
     gaps = max(1, len(items) - 1, len(joins))
-    values: dict[str, float] = {"count": max(0.0, 1 - abs(len(items) - wanted) / 2)}
+    values: dict[str, float] = {"count": max(0.0, 1 - abs(len(items) - wanted) / 1.5)}
     if "opening" in requests:
         values["opening"] = float(solid[:1] == [requests["opening"]])
     if "ending" in requests:
@@ -197,8 +197,8 @@ def _evenly(chance: float) -> dict[str, float]:
 
 
 _ASSISTANTS = (
-    _Style(_evenly(0.30), 0.3, 0.2, 4, "", "", "then", "um"),
-    _Style(_evenly(0.45), 0.3, 0.4, 2, "behold", "", DEFAULT_JOINER, "basically"),
+    _Style(_evenly(0.12), 0.3, 0.1, 4, "", "", "then", "um"),
+    _Style(_evenly(0.35), 0.3, 0.3, 2, "behold", "", DEFAULT_JOINER, "basically"),
     _Style(_evenly(0.60), 0.3, 0.6, 5, DEFAULT_OPENING, "cheers", "or", "well"),
 )
 
@@ -248,7 +248,7 @@ def assistants(requests: Requests, rng: random.Random) -> tuple[str, str]:
     The second answer is a revision of the first, which changes one or two kinds.
     """
     first, second = (_answer(requests, rng.choice(_ASSISTANTS), rng) for _ in range(2))
-    changed = {"count"} if rng.random() < 0.4 else set(rng.sample(list(requests), rng.choice((1, 2))))
+    changed = {"count"} if rng.random() < 0.5 else set(rng.sample(list(requests), rng.choice((1, 2))))
     return first.text(), _revision(first, second, changed).text()
 
 

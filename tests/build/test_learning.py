@@ -26,7 +26,7 @@ def per_prompt(build, policy: str, labeller: str = "gold", greedy: bool = False)
 def change(build, before: str, after: str, **which) -> dict[str, float]:
     """Paired difference over prompts with its 95 % interval."""
     old, new = per_prompt(build, before, **which), per_prompt(build, after, **which)
-    assert old.keys() == new.keys() and len(old) == 300
+    assert old.keys() == new.keys() and len(old) == 240
     return interval([new[prompt] - old[prompt] for prompt in old], 0.95, 2000, 0)
 
 
