@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser):
     parser.addoption("--fix", action="store_true", help="rewrite golden files; say why in the commit")
+    parser.addoption("--build", type=Path, help="--build=FOLDER: a finished build of this checkout, to save making one")
 
 
 def run(checkout: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -70,8 +71,10 @@ def checkout(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory) -> Path:
+def build(request, tmp_path_factory) -> Path:
     """A copy of the checkout in which `snakemake all` has run: what `make demo` leaves behind."""
+    if given := request.config.getoption("--build"):
+        return given
     made = copy_checkout(tmp_path_factory.mktemp("build") / "ouroboros")
     run(made, "snakemake", "all")
     return made

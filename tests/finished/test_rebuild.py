@@ -90,3 +90,9 @@ def test_damaged_weights_are_not_trained_on(scratch_build, tmp_path):
     done = run(scratch_build, "snakemake", "evaluation", check=False)
     assert done.returncode != 0
     assert "model.safetensors: sha256 is" in done.stdout
+
+
+def test_snakemakes_own_report_holds_ours(build, tmp_path):
+    page = tmp_path / "report.html"
+    run(build, "snakemake", "--report", str(page), "--", "all")
+    assert "report.html" in page.read_text()
