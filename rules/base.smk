@@ -24,7 +24,7 @@ rule make_base:
         runtime=RUNTIME,
     shell:
         "python -m scripts.make_base --settings {params.settings:q} --code {params.code:q}"
-        " --runtime {params.runtime:q} --output {output.model:q} 2> {log:q}"
+        " --runtime {params.runtime:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule convert_base:
@@ -47,4 +47,4 @@ rule convert_base:
         code=code_digest("convert_base"),
     shell:
         "python -m scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.model:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"

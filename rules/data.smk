@@ -21,7 +21,7 @@ rule curate_data:
         code=code_digest("curate_data"),
     shell:
         "python -m scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule make_prompts:
@@ -41,4 +41,4 @@ rule make_prompts:
         code=code_digest("make_prompts"),
     shell:
         "python -m scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"

@@ -31,7 +31,7 @@ rule evaluate:
     shell:
         "python -m scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --logprobs {input.logprobs:q}"
-        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} 2> {log:q}"
+        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule build_report:
@@ -54,4 +54,4 @@ rule build_report:
         code=code_digest("build_report"),
     shell:
         "python -m scripts.build_report --settings {params.settings:q} --code {params.code:q}"
-        " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} 2> {log:q}"
+        " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} --results {PLAN.root:q} 2> {log:q}"

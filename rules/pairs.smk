@@ -25,7 +25,7 @@ rule build_pairs:
         code=code_digest("build_pairs"),
     shell:
         "python -m scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
-        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} 2> {log:q}"
+        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule select_pairs:
@@ -43,7 +43,7 @@ rule select_pairs:
         code=code_digest("select_pairs"),
     shell:
         "python -m scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
-        " --dataset {input.dataset:q} --output {output.table:q} 2> {log:q}"
+        " --dataset {input.dataset:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule score_reference:
@@ -71,4 +71,4 @@ rule score_reference:
     shell:
         "python -m scripts.score_reference --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --pairs {input.pairs:q}"
-        " --output {output.table:q} 2> {log:q}"
+        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"

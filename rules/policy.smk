@@ -40,7 +40,7 @@ rule train_dpo:
     shell:
         "python -m scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --pairs {input.pairs:q}"
-        " --reference {input.reference:q} --output {output.policy:q} 2> {log:q}"
+        " --reference {input.reference:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule train_raft:
@@ -79,4 +79,4 @@ rule train_raft:
     shell:
         "python -m scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --rollouts {input.rollouts:q}"
-        " --rewards {input.rewards:q} --output {output.policy:q} 2> {log:q}"
+        " --rewards {input.rewards:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"

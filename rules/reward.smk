@@ -40,4 +40,4 @@ rule train_reward:
     shell:
         "python -m scripts.train_reward --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --init {input.init:q} --dataset {input.dataset:q}"
-        " --heldout {input.heldout:q} --output {output.model:q} 2> {log:q}"
+        " --heldout {input.heldout:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"

@@ -26,7 +26,7 @@ rule sample_rollouts:
     shell:
         "python -m scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --policy {input.policy:q} --prompts {input.prompts:q}"
-        " --output {output.table:q} 2> {log:q}"
+        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule score_rollouts:
@@ -53,7 +53,7 @@ rule score_rollouts:
     shell:
         "python -m scripts.score_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --model {input.model:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} 2> {log:q}"
+        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule verify_rollouts:
@@ -73,7 +73,7 @@ rule verify_rollouts:
         code=code_digest("verify_rollouts"),
     shell:
         "python -m scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
-        " --rollouts {input.rollouts:q} --output {output.table:q} 2> {log:q}"
+        " --rollouts {input.rollouts:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule score_logprobs:
@@ -98,4 +98,4 @@ rule score_logprobs:
     shell:
         "python -m scripts.score_logprobs --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} 2> {log:q}"
+        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"

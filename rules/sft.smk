@@ -37,7 +37,7 @@ rule train_sft:
     shell:
         "python -m scripts.train_sft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --base {input.base:q} --dataset {input.dataset:q}"
-        " --output {output.policy:q} 2> {log:q}"
+        " --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
 
 
 rule adopt_sft:
@@ -64,4 +64,4 @@ rule adopt_sft:
         code=code_digest("adopt_sft"),
     shell:
         "python -m scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"
-        " --base {input.base:q} --output {output.policy:q} 2> {log:q}"
+        " --base {input.base:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"

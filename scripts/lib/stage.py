@@ -61,6 +61,7 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
         many = {"*": "*", "?": "?"}.get(name[-1])
         parser.add_argument(f"--{name.rstrip('*?')}", type=Path, nargs=many or 1, default=[], required=many is None)
     parser.add_argument("--output", type=Path, required=True, help="the artifact to write")
+    parser.add_argument("--results", type=Path, help="root of all artifacts (default: the output's folder)")
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
     print(f"# python -m scripts.{stage} {shlex.join(given)}", file=sys.stderr, flush=True)
@@ -89,6 +90,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
         )
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
     digests = {name: [artifact.input_digest(path) for path in paths[name]] for name in paths}
+    root = args.results or args.output.parent
     job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output)
     artifact.manifest_path(job.output).unlink(missing_ok=True)
     run(job)
@@ -100,7 +102,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
             "settings": job.settings,
             "code": code,
             "inputs": {
-                name: [{"path": str(path), "sha256": digest} for path, digest in zip(paths[name], digests[name])]
+                name: [{"path": _named(p, root), "sha256": digest} for p, digest in zip(paths[name], digests[name])]
                 for name in paths
             },
             "output": artifact.input_digest(job.output),
@@ -117,6 +119,11 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     }
     artifact.write_json(artifact.stem(job.output).with_name(artifact.stem(job.output).name + ".run.json"), run_facts)
     print(f"{stage} {artifact.stem(job.output)}: {job.note} ({run_facts['seconds']:.1f} s)", flush=True)
+
+
+def _named(path: Path, root: Path) -> str:
+    """How a manifest names an input: relative to the results, so that they can move; sources outside as given."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def _as_list(value: Any) -> list[Path]:

@@ -107,7 +107,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
 def test_every_rule_gives_its_script_the_arguments_that_it_declares(name):
     options = re.findall(r" (--[a-z-]+) \{", shell(name))
     has_runtime = ["--runtime"] if "runtime=RUNTIME" in WORKING[name]["params"] else []
-    assert options == ["--settings", "--code", *has_runtime, *stage_inputs(name), "--output"]
+    assert options == ["--settings", "--code", *has_runtime, *stage_inputs(name), "--output", "--results"]
 
 
 @each_working

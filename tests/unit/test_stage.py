@@ -210,7 +210,16 @@ def test_a_models_manifest_holds_the_digest_of_its_digests_file(place):
     assert manifest["output"] == file_sha256("out/policy.sha256")
     assert execute(table="out/policy", run=lambda job: artifact.write_text(job.output, "x")) == 0
     manifest = json.loads(Path("out/copied.json").read_text())
-    assert manifest["inputs"]["table"] == [{"path": "out/policy", "sha256": file_sha256("out/policy.sha256")}]
+    assert manifest["inputs"]["table"] == [{"path": "policy", "sha256": file_sha256("out/policy.sha256")}]
+
+
+def test_a_manifest_names_what_lies_under_the_results_relative_to_them_and_sources_as_given(place):
+    assert execute(output="all/of/it/copied.parquet", results="all") == 0
+    (place / "all" / "table.parquet").write_text("table")
+    assert execute(table="all/table.parquet", parts=["one.parquet"], output="all/b.parquet", results="all") == 0
+    inputs = json.loads(Path("all/b.json").read_text())["inputs"]
+    assert inputs["table"][0]["path"] == "table.parquet"
+    assert inputs["parts"][0]["path"] == "one.parquet"
 
 
 def test_two_runs_of_the_same_work_give_the_same_manifest_whatever_the_runtime(place):
