@@ -5,8 +5,6 @@ token after it, and a padding token that is none of the others.
 """
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.lib import stage, world
@@ -89,14 +87,13 @@ def run(job: stage.Job) -> None:
     )
     rows = [{"input_ids": chat.encode(tokenizer, BOS + text + EOS)} for text in texts]
     rows, dropped = training.fitting(rows, ("input_ids",), CONTEXT)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=model,
-            args=training.arguments(SFTConfig, job, len(rows), Path(scratch), max_length=None),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        job.metrics = training.train(trainer)
+    trainer = SFTTrainer(
+        model=model,
+        args=training.arguments(SFTConfig, job, len(rows), max_length=None),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    job.metrics = training.train(trainer, job)
     job.counts = {
         "texts_in": settings["texts"],
         "dropped_too_long": dropped,

@@ -6,7 +6,8 @@ Finish reasons are kept: a response that was cut off must not be trained on as i
 """
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from scripts.lib import schemas, stage
@@ -37,8 +38,8 @@ class Response:
 class Engine(Protocol):
     """What generates: `transformers` (scripts/lib/engine_transformers.py) or `vllm` (scripts/lib/engine_vllm.py)."""
 
-    def generate(self, requests: list[Request], logprobs: bool) -> list[Response]:
-        """One response per request, in order."""
+    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
+        """One response per request, each under its request's index, some at a time, as they are finished."""
 
 
 def temperature_of(k: int, samples: int, temperatures: list[float]) -> float:
@@ -71,8 +72,7 @@ def run(job: stage.Job) -> None:
             seed = derive_seed(settings["seed"], prompt["prompt_id"], k)
             requests.append(Request(ids, temperature, settings["top_p"], settings["max_new_tokens"], seed))
             about.append((prompt, k))
-    engine = load_engine(job, device, stops)
-    responses = engine.generate(requests, settings["record_logprobs"])
+    responses = generate(job, requests, lambda: load_engine(job, device, stops))
     rows = [
         row(prompt, k, request, response, chat.response_text(tokenizer, response.token_ids, stops))
         for (prompt, k), request, response in zip(about, requests, responses, strict=True)
@@ -87,6 +87,19 @@ def run(job: stage.Job) -> None:
     job.metrics = {"tokens": sum(len(response.token_ids) for response in responses) / max(1, len(rows))}
     schemas.write_table(job.output, rows, schemas.ROLLOUTS, ("prompt_id", "k"))
     job.note = f"{len(rows)} responses to {len(kept)} prompts, {job.metrics['tokens']:.1f} tokens, {truncated} cut off"
+
+
+def generate(job: stage.Job, requests: list[Request], load: Callable[[], Engine]) -> list[Response]:
+    """One response per request, in order; those that an interrupted step has finished are not drawn again."""
+    from scripts.lib.chunks import Chunks
+
+    chunks = Chunks(job.work / "chunks", job.runtime["checkpoint_minutes"])
+    missing = [i for i in range(len(requests)) if i not in chunks.rows]
+    if missing:
+        for found in load().generate([requests[i] for i in missing], job.settings["record_logprobs"]):
+            chunks.add({missing[i]: asdict(response) for i, response in found.items()})
+            stage.progress(f"{len(chunks.rows)}/{len(requests)} responses sampled")
+    return [Response(**chunks.rows[i]) for i in range(len(requests))]
 
 
 def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:

@@ -10,21 +10,14 @@ from scripts.lib import schemas, stage
 
 def run(job: stage.Job) -> None:
     """Score every response of one shard of rollouts."""
-    from scripts.lib import models
+    from scripts.lib import models, scoring
 
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("scorer"))
     model = models.load_policy(job.input("scorer"), job.settings["dtype"], device).eval()
-    lengths = [len(row["prompt_ids"]) + len(row["token_ids"]) for row in rows]
-    sums: list[float] = [0.0] * len(rows)
-    done = 0
-    for batch in models.batches_by_length(lengths, job.runtime["score_tokens"]):
-        sequences = [(rows[i]["prompt_ids"], rows[i]["token_ids"]) for i in batch]
-        for i, value in zip(batch, models.token_logprobs(model, sequences, tokenizer.pad_token_id or 0, device)):
-            sums[i] = value
-        done += len(batch)
-        stage.progress(f"{done}/{len(rows)} responses scored")
+    sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
+    sums = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [
         {"prompt_id": row["prompt_id"], "k": row["k"], "logprob": value, "tokens": len(row["token_ids"])}
         for row, value in zip(rows, sums)

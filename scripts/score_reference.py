@@ -10,7 +10,7 @@ from scripts.lib import schemas, stage
 
 def run(job: stage.Job) -> None:
     """Score both sides of every pair under the reference policy."""
-    from scripts.lib import chat, models
+    from scripts.lib import chat, models, scoring
 
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("pairs"), schemas.PAIRS).to_dicts()
@@ -21,15 +21,7 @@ def run(job: stage.Job) -> None:
     for row in rows:
         prompt, chosen, rejected = chat.pair_ids(tokenizer, row)
         sequences += [(prompt, chosen), (prompt, rejected)]
-    sums = [0.0] * len(sequences)
-    done = 0
-    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
-    for batch in models.batches_by_length(lengths, job.runtime["score_tokens"]):
-        values = models.token_logprobs(model, [sequences[i] for i in batch], tokenizer.pad_token_id or 0, device)
-        for i, value in zip(batch, values):
-            sums[i] = value
-        done += len(batch)
-        stage.progress(f"{done}/{len(sequences)} answers scored")
+    sums = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [
         {
             "pair_id": row["pair_id"],

@@ -11,9 +11,7 @@ from scripts.lib import schemas, stage
 
 def run(job: stage.Job) -> None:
     """Score every response of one shard of rollouts."""
-    import torch
-
-    from scripts.lib import chat, models
+    from scripts.lib import chat, models, scoring
 
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
@@ -27,18 +25,11 @@ def run(job: stage.Job) -> None:
         + chat.completion_ids(tokenizer, row["messages"], row["response"], prompts[row["prompt_id"]])
         for row in rows
     ]
-    rewards = [0.0] * len(rows)
-    done = 0
-    for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
-        padded = tokenizer.pad(
-            {"input_ids": [sequences[i] for i in batch]}, padding_side="right", return_tensors="pt"
-        ).to(device)
-        with torch.no_grad():
-            scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
-        for i, score in zip(batch, scores.double().tolist()):
-            rewards[i] = score
-        done += len(batch)
-        stage.progress(f"{done}/{len(rows)} responses scored")
+    rewards = scoring.score(
+        job,
+        [len(ids) for ids in sequences],
+        lambda batch: models.rewards(model, tokenizer, [sequences[i] for i in batch], device),
+    )
     table = [
         {"prompt_id": row["prompt_id"], "k": row["k"], "reward": reward, "objectives": ""}
         for row, reward in zip(rows, rewards)

@@ -7,8 +7,6 @@ they are the same weights, every implicit reward must be zero, and the sigmoid l
 import math
 import random
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from scripts.lib import schemas, stage
@@ -48,14 +46,13 @@ def run(job: stage.Job) -> None:
         "max_length": None,
         "precompute_ref_log_probs": True,
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = ReferenceDPOTrainer(
-            model=model,
-            args=training.arguments(DPOConfig, job, len(rows), Path(scratch), **own),
-            train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
-            processing_class=tokenizer,
-        )
-        job.metrics = training.train(trainer, check_first_loss if starts_at_ln2(settings) else None)
+    trainer = ReferenceDPOTrainer(
+        model=model,
+        args=training.arguments(DPOConfig, job, len(rows), **own),
+        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+        processing_class=tokenizer,
+    )
+    job.metrics = training.train(trainer, job, check_first_loss if starts_at_ln2(settings) else None)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(rows)}
     artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
     job.note = (

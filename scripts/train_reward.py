@@ -6,7 +6,6 @@ position and scores chosen and rejected alike.
 
 import math
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,6 @@ def fitting(rows: list[dict[str, list[int]]], longest: int) -> list[dict[str, li
 
 def run(job: stage.Job) -> None:
     """Train on one preference table, judge on another."""
-    import torch
     from datasets import Dataset
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
@@ -84,22 +82,18 @@ def run(job: stage.Job) -> None:
             "Hint: raise it."
         )
     own = {"max_length": None, "center_rewards_coefficient": settings["center_rewards_coefficient"]}
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RewardTrainer(
-            model=model,
-            args=training.arguments(RewardConfig, job, len(rows), Path(scratch), **own),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-        )
-        job.metrics = training.train(trainer)
+    trainer = RewardTrainer(
+        model=model,
+        args=training.arguments(RewardConfig, job, len(rows), **own),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    job.metrics = training.train(trainer, job)
     model.eval()
     sequences = [row[f"{side}_ids"] for row in heldout for side in SIDES]
     scores = [0.0] * len(sequences)
     for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
-        padded = tokenizer.pad({"input_ids": [sequences[i] for i in batch]}, padding_side="right", return_tensors="pt")
-        with torch.no_grad():
-            values = model(**{key: value.to(device) for key, value in padded.items()}).logits[:, 0]
-        for i, value in zip(batch, values.double().tolist()):
+        for i, value in zip(batch, models.rewards(model, tokenizer, [sequences[i] for i in batch], device)):
             scores[i] = value
     job.metrics |= heldout_metrics([scores[2 * i] - scores[2 * i + 1] for i in range(len(heldout))])
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)

@@ -47,6 +47,17 @@ def manifest_path(artifact: Path) -> Path:
     return stem(artifact).with_name(stem(artifact).name + ".json")
 
 
+def run_path(artifact: Path) -> Path:
+    """Where the facts stand that may differ between two runs of the same work."""
+    return stem(artifact).with_name(stem(artifact).name + ".run.json")
+
+
+def size(artifact: Path) -> int:
+    """Bytes of a table or of all files of a folder."""
+    files = artifact.rglob("*") if artifact.is_dir() else [artifact]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def digests_path(model: Path) -> Path:
     """Where the digests of a model folder's files stand."""
     return model.with_name(model.name + ".sha256")

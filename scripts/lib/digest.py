@@ -2,7 +2,8 @@
 
 The digest of a stage's code covers the canonical syntax tree of its module and of every module of this
 repository that it imports, directly or through others. Comments, docstrings and formatting are left out, so
-that they never cause a rebuild; a changed constant always does.
+that they never cause a rebuild; a changed constant always does. The pinned versions of the packages that decide
+results stand beside the modules.
 """
 
 import ast
@@ -11,6 +12,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PINS = "envs/requirements-train.txt"
+# Another release of one of these may give other results; one of the rest should not.
+DECIDING = frozenset({"torch", "transformers", "trl", "peft", "deepspeed", "vllm"})
 
 
 def file_sha256(path: Path | str) -> str:
@@ -59,7 +63,7 @@ def _module_path(module: str) -> Path | None:
 
 
 def _imports(tree: ast.AST) -> set[str]:
-    """In-repository modules that a tree imports, wherever in the file the import stands."""
+    """In-repository modules and deciding packages that a tree imports, wherever in the file the import stands."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -69,6 +73,7 @@ def _imports(tree: ast.AST) -> set[str]:
         else:
             continue
         found.update(name for name in names if name.split(".")[0] == "scripts" and _module_path(name))
+        found.update(DECIDING.intersection(name.split(".")[0] for name in names))
     return found
 
 
@@ -82,18 +87,29 @@ def _module(module: str) -> tuple[str, frozenset[str]]:
 
 
 @cache
+def pins() -> dict[str, str]:
+    """Package → pinned version, as the training environment's requirement file asks for it."""
+    lines = (ROOT / PINS).read_text().splitlines()
+    named = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {name.strip(): version.strip() for name, version in named}
+
+
+@cache
 def code_digest(stage: str) -> str:
-    """Readable digest of a stage's code, such as `train_dpo:31fc02 chat:9a0b11 …`.
+    """Readable digest of a stage's code, such as `train_dpo:31fc02 chat:9a0b11 … torch==2.13.0`.
 
     Each entry is a module's last name and the first 10 hex digits of its canonical syntax tree's SHA-256, the
-    stage first and its in-repository imports in alphabetical order. Empty modules are left out.
+    stage first and its in-repository imports in alphabetical order. Empty modules are left out. Then come the pinned
+    versions of the deciding packages that any of these modules imports.
     """
     pending, seen = [f"scripts.{stage}"], set[str]()
     while pending:
-        module = pending.pop()
-        if module not in seen:
-            seen.add(module)
-            pending.extend(_module(module)[1])
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending.extend(_module(name)[1] if name not in DECIDING else ())
     empty = text_sha256(repr(_canonical(ast.parse(""))))
-    names = sorted(seen, key=lambda name: (name != f"scripts.{stage}", name))
-    return " ".join(f"{name.rsplit('.')[-1]}:{_module(name)[0][:10]}" for name in names if _module(name)[0] != empty)
+    modules = sorted(seen - DECIDING, key=lambda name: (name != f"scripts.{stage}", name))
+    digests = [f"{name.rsplit('.')[-1]}:{_module(name)[0][:10]}" for name in modules if _module(name)[0] != empty]
+    asked = sorted(name for name in seen & DECIDING if name in pins())
+    return " ".join([*digests, *(f"{name}=={pins()[name]}" for name in asked)])

@@ -1,12 +1,13 @@
 """Generation by transformers' own `generate`, on whatever device there is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from scripts.lib import models, stage
+from scripts.lib import models
 from scripts.sample_rollouts import Request, Response
 
 
@@ -61,20 +62,18 @@ class TransformersEngine:
         self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
 
-    def generate(self, requests: list[Request], logprobs: bool) -> list[Response]:
-        """One response per request, in order; see Engine."""
-        found: list[list[int]] = [[] for _ in requests]
+    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
+        """Responses by index, batch by batch; see Engine."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         for start in range(0, len(order), self.batch):
             indices = order[start : start + self.batch]
-            for i, ids in zip(indices, self._batch([requests[i] for i in indices])):
-                found[i] = ids
-            stage.progress(f"{start + len(indices)}/{len(requests)} responses sampled")
-        sums = self._logprobs(requests, found) if logprobs else [None] * len(requests)
-        return [
-            Response(ids, "stop" if ids and ids[-1] in self.stops else "length", value)
-            for ids, value in zip(found, sums)
-        ]
+            batch = [requests[i] for i in indices]
+            found = self._batch(batch)
+            sums = self._logprobs(batch, found) if logprobs else [None] * len(batch)
+            yield {
+                i: Response(ids, "stop" if ids and ids[-1] in self.stops else "length", value)
+                for i, ids, value in zip(indices, found, sums)
+            }
 
     def _batch(self, requests: list[Request]) -> list[list[int]]:
         longest = max(len(request.prompt_ids) for request in requests)

@@ -1,5 +1,6 @@
 """Generation by vLLM: token ids in, token ids out, so that no second BOS can slip in."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ class VllmEngine:
             generation_config="vllm",
         )
 
-    def generate(self, requests: list[Request], logprobs: bool) -> list[Response]:
-        """One response per request, in order; see Engine."""
+    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
+        """Responses by index, all at once; see Engine."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
@@ -49,7 +50,7 @@ class VllmEngine:
         ]
         prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids) for request in requests]
         outputs = self.llm.generate(prompts, parameters)
-        return [self._response(output.outputs[0], logprobs) for output in outputs]
+        yield {i: self._response(output.outputs[0], logprobs) for i, output in enumerate(outputs)}
 
     def _response(self, completion: Any, logprobs: bool) -> Response:
         # vLLM keeps the stop token in token_ids; only its text is without it.

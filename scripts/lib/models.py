@@ -84,6 +84,16 @@ def token_logprobs(
     return sums
 
 
+def rewards(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: list[list[int]], device: torch.device
+) -> list[float]:
+    """The reward of each whole conversation, one batch, right-padded."""
+    padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt").to(device)
+    with torch.no_grad():
+        scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
+    return scores.double().tolist()
+
+
 def batches_by_length(lengths: list[int], padded_tokens: int) -> list[list[int]]:
     """Indices in batches of similar length, longest first, each of at most `padded_tokens` after padding.
 

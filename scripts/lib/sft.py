@@ -1,7 +1,5 @@
 """Fine-tuning on token rows by TRL's SFTTrainer: what SFT and RAFT share."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -25,13 +23,12 @@ def fine_tune(job: stage.Job, model: Any, tokenizer: Any, rows: list[dict[str, l
         raise InputError(
             f"all {len(rows)} rows are longer than max_length = {job.settings['max_length']} tokens.\nHint: raise it."
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = SFTTrainer(
-            model=model,
-            args=training.arguments(SFTConfig, job, len(kept), Path(scratch), max_length=None),
-            train_dataset=Dataset.from_list(kept),
-            processing_class=tokenizer,
-        )
-        job.metrics |= training.train(trainer)
+    trainer = SFTTrainer(
+        model=model,
+        args=training.arguments(SFTConfig, job, len(kept), max_length=None),
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+    )
+    job.metrics |= training.train(trainer, job)
     job.counts |= {"rows_in": len(rows), "dropped_too_long": dropped, "rows_trained": len(kept)}
     artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))

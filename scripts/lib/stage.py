@@ -1,7 +1,8 @@
 """The contract of every stage: one command line in, one artifact and its manifest out.
 
 A stage is a module `scripts/NAME.py` with `run(job)` and `main(argv)`. It sees only its arguments and the files
-named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last.
+named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last. What an
+interrupted step has finished lies in its work folder (scripts/lib/work.py).
 Exit codes: 0 done, 1 a bug, 2 bad config or input.
 """
 
@@ -19,9 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact
+from scripts.lib import artifact, work
 from scripts.lib.digest import code_digest
 from scripts.lib.errors import InputError
+from scripts.lib.progress import progress as progress
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Job:
     """What a stage is asked to do, and what it reports back.
 
     `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
-    `output` is the artifact to write. A stage fills `counts` (rows in, out, dropped and why), `metrics` (headline
-    numbers) and `note` (one line for people).
+    `output` is the artifact to write, `work` a folder whose content survives a kill. A stage fills `counts` (rows in,
+    out, dropped and why), `metrics` (headline numbers) and `note` (one line for people).
     """
 
     stage: str
@@ -38,6 +40,7 @@ class Job:
     runtime: dict[str, Any]
     inputs: dict[str, list[Path]]
     output: Path
+    work: Path
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -89,41 +92,65 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
             "Hint: start Snakemake again; it plans with the new code."
         )
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
-    digests = {name: [artifact.input_digest(path) for path in paths[name]] for name in paths}
     root = args.results or args.output.parent
-    job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output)
-    artifact.manifest_path(job.output).unlink(missing_ok=True)
-    run(job)
-    artifact.write_json(
-        artifact.manifest_path(job.output),
-        {
-            "format": artifact.FORMAT,
-            "stage": stage,
-            "settings": job.settings,
-            "code": code,
-            "inputs": {
-                name: [{"path": _named(p, root), "sha256": digest} for p, digest in zip(paths[name], digests[name])]
-                for name in paths
-            },
-            "output": artifact.input_digest(job.output),
-            "counts": job.counts,
-            "metrics": job.metrics,
-        },
-    )
+    folder = root / "work" / artifact.stem(args.output).relative_to(root)
+    job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output, folder)
+    with work.locked(folder) as waited:
+        inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
+        made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
+        if waited and _already_made(job.output, made_of):
+            job.note = "made by the process that was waited for"
+        else:
+            work.claim(folder, made_of)
+            artifact.manifest_path(job.output).unlink(missing_ok=True)
+            run(job)
+            results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
+            artifact.write_json(artifact.manifest_path(job.output), {"format": artifact.FORMAT, **made_of, **results})
+            artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+    print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
+    """Whether the artifact stands there, whole, made of exactly this."""
+    try:
+        manifest = artifact.read_json(artifact.manifest_path(output))
+        same = all(manifest.get(key) == value for key, value in made_of.items())
+        return same and artifact.input_digest(output) == manifest.get("output")
+    except InputError:
+        return False
+
+
+def _run_facts(job: Job, started: float) -> dict[str, Any]:
+    """What this run took: seconds, processor seconds, MiB at the peak, GPUs used, bytes made."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    run_facts = artifact.volatile() | {
-        "seconds": round(time.monotonic() - started, 3),
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and job.runtime.get("device") != "cpu" and torch.cuda.is_available()
+    seconds = time.monotonic() - started
+    return artifact.volatile() | {
+        "seconds": round(seconds, 3),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+        "gpus": torch.cuda.device_count() if torch and on_gpu else 0,
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
+        "bytes": artifact.size(job.output),
         "runtime": job.runtime,
     }
-    artifact.write_json(artifact.stem(job.output).with_name(artifact.stem(job.output).name + ".run.json"), run_facts)
-    print(f"{stage} {artifact.stem(job.output)}: {job.note} ({run_facts['seconds']:.1f} s)", flush=True)
 
 
-def _named(path: Path, root: Path) -> str:
-    """How a manifest names an input: relative to the results, so that they can move; sources outside as given."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+def _described(path: Path, root: Path) -> dict[str, str]:
+    """An input as a manifest names it: relative to the results, so that they can move; sources outside as given.
+
+    Raises InputError if it is missing, or is not what its own manifest says was made.
+    """
+    digest = artifact.input_digest(path)
+    if not path.is_relative_to(root):
+        return {"path": str(path), "sha256": digest}
+    manifest = artifact.manifest_path(path)
+    if path.suffix == ".parquet" and manifest.exists() and artifact.read_json(manifest).get("output") != digest:
+        raise InputError(
+            f"{path}: sha256 is {digest}, which is not what {manifest.name} says was made\n"
+            "Hint: something changed the table after it was made; delete it and let Snakemake make it again."
+        )
+    return {"path": path.relative_to(root).as_posix(), "sha256": digest}
 
 
 def _as_list(value: Any) -> list[Path]:
@@ -140,11 +167,6 @@ def _json(text: str, option: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{option}: expected a JSON object, found {text!r}")
     return value
-
-
-def progress(text: str) -> None:
-    """One line of progress into the log."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def offline() -> None:

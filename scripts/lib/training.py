@@ -7,7 +7,6 @@ or appends anything.
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,14 +14,14 @@ from datasets import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from scripts.lib import stage
+from scripts.lib import checkpoints, stage
 from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 LOGS_PER_RUN = 20
 
 
-def arguments(kind: type[Arguments], job: stage.Job, rows: int, scratch: Path, **own: Any) -> Arguments:
+def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> Arguments:
     """A trainer's arguments from a stage's settings.
 
     `batch_size` is the number of rows in one optimizer step; the micro-batch is a runtime key and is made up for by
@@ -43,7 +42,7 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, scratch: Path, *
     steps = math.ceil(math.ceil(rows / settings["batch_size"]) * settings["epochs"])
     disable_progress_bars()
     return kind(
-        output_dir=str(scratch),
+        output_dir=str(job.work / "checkpoints"),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings["batch_size"] // micro,
         learning_rate=settings["learning_rate"],
@@ -62,7 +61,8 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, scratch: Path, *
         logging_first_step=True,
         disable_tqdm=True,
         report_to="none",
-        save_strategy="no",
+        save_strategy="no",  # scripts/lib/checkpoints.py says when
+        save_total_limit=2,
         **own,
     )
 
@@ -91,15 +91,17 @@ class Progress(TrainerCallback):
             stage.progress(f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown))
 
 
-def train(trainer: Any, check_first_loss: Callable[[float], None] | None = None) -> dict[str, float]:
+def train(trainer: Any, job: stage.Job, check_first_loss: Callable[[float], None] | None = None) -> dict[str, float]:
     """Train and return the numbers that a manifest keeps: steps, first and last loss, the last of what was logged.
 
+    Continues from the last whole checkpoint of an interrupted run of the same step.
     Raises InputError if the loss stops being a number.
     """
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(Progress(check_first_loss))
-    trainer.train()
+    trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"]))
+    trainer.train(resume_from_checkpoint=checkpoints.last_whole(job.work / "checkpoints"))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):

@@ -16,6 +16,7 @@ RUNTIME = {
     "vllm_memory": 0.9,
     "vllm_tensor_parallel": 1,
     "score_tokens": 512,
+    "checkpoint_minutes": 10,
     "gradient_checkpointing": False,
 }
 QUESTIONS = ("name one color", "say yes", "list three colors please now", "count", "give the good number of the sea")
@@ -150,3 +151,26 @@ def write():
         return path
 
     return table
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with inputs, in a repository that has a stage called `copying`."""
+    from scripts.lib import digest
+
+    def clear():
+        for cached in (digest._module, digest.code_digest, digest.pins):
+            cached.cache_clear()
+
+    repository = tmp_path / "repository"
+    (repository / "scripts").mkdir(parents=True)
+    (repository / "scripts" / "copying.py").write_text("X = 1\n")
+    (repository / "envs").mkdir()
+    (repository / "envs" / "requirements-train.txt").write_text("torch==2.13.0\n")
+    monkeypatch.setattr(digest, "ROOT", repository)
+    clear()
+    for name in ("table", "one", "two"):
+        (tmp_path / f"{name}.parquet").write_text(name)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    clear()

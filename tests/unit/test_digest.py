@@ -29,6 +29,7 @@ def double(x):
 def clear():
     digest._module.cache_clear()
     digest.code_digest.cache_clear()
+    digest.pins.cache_clear()
 
 
 @pytest.fixture
@@ -36,6 +37,8 @@ def tree(tmp_path, monkeypatch):
     """A small repository: scripts/a.py imports lib/helper.py, scripts/b.py imports nothing."""
     lib = tmp_path / "scripts" / "lib"
     lib.mkdir(parents=True)
+    (tmp_path / "envs").mkdir()
+    (tmp_path / digest.PINS).write_text("# pinned\ntorch==2.13.0\npolars==2.1.0\n")
     (tmp_path / "scripts" / "__init__.py").write_text("")
     (lib / "__init__.py").write_text("")
     (lib / "helper.py").write_text(HELPER)
@@ -51,6 +54,8 @@ def tree(tmp_path, monkeypatch):
 def project(tmp_path, monkeypatch):
     """A copy of this repository's scripts, and the names of its stages."""
     shutil.copytree(digest.ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "envs").mkdir()
+    shutil.copy(digest.ROOT / digest.PINS, tmp_path / digest.PINS)
     monkeypatch.setattr(digest, "ROOT", tmp_path)
     clear()
     stages = sorted(path.stem for path in (tmp_path / "scripts").glob("*.py") if path.stem != "__init__")
@@ -165,8 +170,22 @@ def test_modules_that_import_each_other_end(tree):
 
 
 def test_imports_of_libraries_are_not_followed(tree):
-    (tree / "b.py").write_text("import json\nfrom pathlib import Path\nimport torch\n")
+    (tree / "b.py").write_text("import json\nfrom pathlib import Path\nimport polars\n")
     assert [part.split(":")[0] for part in of("b").split()] == ["b"]
+
+
+def test_the_pin_of_a_deciding_package_stands_beside_the_modules_of_those_that_import_it(tree):
+    (tree / "lib" / "helper.py").write_text("def f():\n    from torch import nn\n    import trl\n")
+    assert re.fullmatch(r"a:[0-9a-f]{10} helper:[0-9a-f]{10} torch==2\.13\.0", of("a"))
+    assert "torch" not in of("b")
+
+
+def test_another_pinned_version_changes_the_digest_of_those_that_import_it_only(tree):
+    (tree / "b.py").write_text("import torch\n")
+    old = of("a"), of("b")
+    (digest.ROOT / digest.PINS).write_text("torch==2.14.0\npolars==3.0.0\n")
+    assert of("a") == old[0]
+    assert of("b") == old[1].replace("2.13.0", "2.14.0")
 
 
 def test_a_digest_names_each_module_with_ten_hex_digits_stage_first(tree):

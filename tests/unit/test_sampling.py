@@ -69,25 +69,33 @@ def requests(tokenizer, prompts):
 # The engine: a response depends on its own request only.
 
 
+def drawn(engine, requests):
+    found = {}
+    for batch in engine.generate(requests, logprobs=False):
+        assert not found.keys() & batch.keys()
+        found |= batch
+    return [found[i] for i in range(len(requests))]
+
+
 def test_a_response_is_the_same_alone_in_a_batch_and_in_any_order(engine, requests):
-    together = engine.generate(requests, logprobs=False)
+    together = drawn(engine, requests)
     assert len({tuple(response.token_ids) for response in together}) > 5
-    assert [engine.generate([request], logprobs=False)[0] for request in requests] == together
-    assert engine.generate(requests[::-1], logprobs=False) == together[::-1]
+    assert [drawn(engine, [request])[0] for request in requests] == together
+    assert drawn(engine, requests[::-1]) == together[::-1]
     shuffled = [3, 7, 0, 9, 5, 1]
-    assert engine.generate([requests[i] for i in shuffled], logprobs=False) == [together[i] for i in shuffled]
+    assert drawn(engine, [requests[i] for i in shuffled]) == [together[i] for i in shuffled]
 
 
 def test_another_seed_gives_another_response(engine, requests):
     others = [dataclasses.replace(request, seed=request.seed + 1) for request in requests]
-    pairs = zip(engine.generate(requests, logprobs=False), engine.generate(others, logprobs=False))
+    pairs = zip(drawn(engine, requests), drawn(engine, others))
     assert sum(first != second for first, second in pairs) >= 8
 
 
 def test_temperature_zero_is_the_argmax_decoding_of_plain_transformers(engine, requests, policy, stops):
     model = AutoModelForCausalLM.from_pretrained(policy)
     greedy = [dataclasses.replace(request, temperature=0, seed=i) for i, request in enumerate(requests[::2])]
-    for request, response in zip(greedy, engine.generate(greedy, logprobs=False)):
+    for request, response in zip(greedy, drawn(engine, greedy)):
         ids = torch.tensor([request.prompt_ids])
         with torch.no_grad():
             whole = model.generate(
@@ -98,7 +106,7 @@ def test_temperature_zero_is_the_argmax_decoding_of_plain_transformers(engine, r
 
 def test_greedy_and_sampled_rows_do_not_disturb_each_other_in_a_batch(engine, requests):
     mixed = [dataclasses.replace(request, temperature=0 if i % 2 else 1.0) for i, request in enumerate(requests)]
-    assert engine.generate(mixed, logprobs=False) == [engine.generate([r], logprobs=False)[0] for r in mixed]
+    assert drawn(engine, mixed) == [drawn(engine, [r])[0] for r in mixed]
 
 
 # The draw: exact softmax, exact nucleus.

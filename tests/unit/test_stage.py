@@ -10,28 +10,11 @@ from pathlib import Path
 import pytest
 
 from scripts import make_prompts
-from scripts.lib import artifact, digest, stage
+from scripts.lib import artifact, stage
 from scripts.lib.digest import ROOT, code_digest, file_sha256, text_sha256
 from scripts.lib.errors import InputError
 
 INPUTS = ("table", "parts*", "extra-part?")
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with inputs, in a repository that has a stage called `copying`."""
-    repository = tmp_path / "repository"
-    (repository / "scripts").mkdir(parents=True)
-    (repository / "scripts" / "copying.py").write_text("X = 1\n")
-    monkeypatch.setattr(digest, "ROOT", repository)
-    digest._module.cache_clear()
-    code_digest.cache_clear()
-    for name in ("table", "one", "two"):
-        (tmp_path / f"{name}.parquet").write_text(name)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    digest._module.cache_clear()
-    code_digest.cache_clear()
 
 
 def copy(job):

@@ -1,0 +1,203 @@
+"""Steps that are killed and started again: the same losses, the same weights, each response once."""
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts import sample_rollouts, score_reference, score_rollouts, train_dpo, train_reward, train_sft
+from scripts.lib import checkpoints, models, schemas, training
+from scripts.lib.chunks import Chunks
+from tests.unit.test_sampling import SETTINGS as SAMPLING
+from tests.unit.test_train_reward import SETTINGS as REWARD
+from tests.unit.test_train_reward import separable
+
+OFTEN = {"checkpoint_minutes": 0}
+TRAINING = {**REWARD, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine"}
+STEPS = 8
+
+
+def conversation(pair):
+    messages = [*pair["messages"], {"role": "assistant", "content": pair["chosen"]}]
+    return {"conversation_id": pair["pair_id"], "prompt_id": pair["prompt_id"], "source": "test", "messages": messages}
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
+    """name → (module, settings, inputs) of three training steps of eight optimizer steps each."""
+    from scripts.lib import chat
+
+    folder = tmp_path_factory.mktemp("inputs")
+    pairs = separable(0, 16)
+    preferences = write(folder / "preferences.parquet", pairs, "PREFERENCES")
+    heldout = write(folder / "heldout.parquet", separable(16, 4), "PREFERENCES")
+    conversations = write(folder / "conversations.parquet", [conversation(pair) for pair in pairs], "CONVERSATIONS")
+    rows = []
+    for pair in pairs:
+        row = {name: pair.get(name) for name in schemas.PAIRS}
+        row["prompt_ids"] = chat.prompt_ids(tokenizer, pair["messages"])
+        for side in ("chosen", "rejected"):
+            row[f"{side}_ids"] = chat.completion_ids(tokenizer, pair["messages"], pair[side])
+        rows.append(row)
+    table = write(folder / "pairs.parquet", rows, "PAIRS")
+    reference = folder / "reference.parquet"
+    assert run_stage(score_reference, {"dtype": "float32"}, reference, scorer=policy, pairs=table)[0] == 0
+    dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
+    return {
+        "sft": (train_sft, TRAINING, {"base": policy, "dataset": conversations}),
+        "reward": (train_reward, TRAINING, {"init": policy, "dataset": preferences, "heldout": heldout}),
+        "dpo": (
+            train_dpo,
+            {**TRAINING, **dpo, "sources": [["pairs", 1.0]]},
+            {"start": policy, "pairs": [table], "reference": [reference]},
+        ),
+    }
+
+
+def die_at(monkeypatch, step):
+    """Die when an optimizer step has been taken and logged, before its checkpoint."""
+    real = training.Progress.on_log
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+        return real(self, args, state, control, logs=logs, **kwargs)
+
+    monkeypatch.setattr(training.Progress, "on_log", on_log)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+def test_training_killed_twice_gives_the_losses_and_weights_of_one_that_was_not(
+    tmp_path, run_stage, steps, monkeypatch, capsys, name
+):
+    module, settings, inputs = steps[name]
+    code, whole = run_stage(module, settings, tmp_path / "whole" / "model", **inputs)
+    assert code == 0
+    assert whole["metrics"]["steps"] == STEPS
+    output = tmp_path / "killed" / "model"
+    for step in (3, 7):  # in the first epoch, and in the second
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            die_at(patch, step)
+            run_stage(module, settings, output, OFTEN, **inputs)
+        assert not output.with_suffix(".json").exists()
+    capsys.readouterr()
+    code, killed = run_stage(module, settings, output, OFTEN, **inputs)
+    assert code == 0
+    assert "continuing from" in (log := capsys.readouterr().err)
+    assert "checkpoint-6" in log
+    assert f"step 1/{STEPS}" not in log
+    assert killed["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
+    weights = load_file(output / "model.safetensors")
+    for key, value in load_file(tmp_path / "whole" / "model" / "model.safetensors").items():
+        torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-5)
+    assert not (tmp_path / "killed" / "work").exists()
+
+
+def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_taken(tmp_path, run_stage, steps, monkeypatch):
+    module, settings, inputs = steps["sft"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(patch, 6)
+        run_stage(module, settings, tmp_path / "model", OFTEN, **inputs)
+    folder = tmp_path / "work" / "model" / "checkpoints"
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    (folder / "checkpoint-5" / checkpoints.WHOLE).unlink()
+    assert checkpoints.last_whole(folder) == str(folder / "checkpoint-4")
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_no_checkpoint_is_saved_before_its_time(tmp_path, run_stage, steps, monkeypatch):
+    module, settings, inputs = steps["sft"]
+    saved = []
+    monkeypatch.setattr(checkpoints.Keeper, "on_save", lambda self, args, state, control, **_: saved.append(state))
+    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 0
+    assert saved == []
+
+
+# Inference: finished chunks
+
+
+class Dies:
+    """Counts calls and dies in the n-th."""
+
+    def __init__(self, real, after):
+        self.real, self.after, self.calls = real, after, []
+
+    def __call__(self, *args, **kwargs):
+        if len(self.calls) == self.after:
+            raise KeyboardInterrupt
+        self.calls.append(args)
+        return self.real(*args, **kwargs)
+
+
+def test_sampling_goes_on_where_it_was_killed_and_draws_each_response_once(
+    tmp_path, run_stage, policy, prompts, monkeypatch
+):
+    from scripts.lib.engine_transformers import TransformersEngine
+
+    settings = SAMPLING | {"k": 6, "record_logprobs": True}
+    inputs = {"policy": policy, "prompts": prompts}
+    assert run_stage(sample_rollouts, settings, tmp_path / "whole.parquet", **inputs)[0] == 0
+    real, drawn = TransformersEngine._batch, []
+    for batches in (2, 1, None):
+        dies = Dies(lambda engine, requests: drawn.extend(r.seed for r in requests) or real(engine, requests), batches)
+        with monkeypatch.context() as patch:
+            patch.setattr(TransformersEngine, "_batch", lambda *args, dies=dies: dies(*args))
+            if batches is None:
+                assert run_stage(sample_rollouts, settings, tmp_path / "killed.parquet", OFTEN, **inputs)[0] == 0
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run_stage(sample_rollouts, settings, tmp_path / "killed.parquet", OFTEN, **inputs)
+    assert len(drawn) == len(set(drawn)) == 30
+    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_scoring_goes_on_where_it_was_killed(tmp_path, run_stage, write, rollout, save_model, tokenizer, monkeypatch):
+    from transformers import LlamaForSequenceClassification
+
+    model = save_model(tmp_path / "rm" / "model", tokenizer, kind=LlamaForSequenceClassification)
+    rows = [
+        rollout("count", k, " ".join(["one", "two", "red"][: k % 3 + 1] * (k + 1)), tokenizer=tokenizer)
+        for k in range(12)
+    ]
+    inputs = {"model": model, "rollouts": write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")}
+    settings, small = {"dtype": "float32"}, {"score_tokens": 96}
+    assert run_stage(score_rollouts, settings, tmp_path / "whole.parquet", small, **inputs)[0] == 0
+    real, scored = models.rewards, []
+    for batches in (1, 2, None):
+        dies = Dies(lambda *args: scored.extend(map(tuple, args[2])) or real(*args), batches)
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "rewards", dies)
+            if batches is None:
+                assert run_stage(score_rollouts, settings, tmp_path / "killed.parquet", OFTEN | small, **inputs)[0] == 0
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    run_stage(score_rollouts, settings, tmp_path / "killed.parquet", OFTEN | small, **inputs)
+    assert len(scored) == len(set(scored)) == 12
+    assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_a_chunk_that_cannot_be_read_is_made_again(tmp_path, capsys):
+    first = Chunks(tmp_path, minutes=0)
+    first.add({4: {"value": 1.5}})
+    first.add({2: {"value": 0.1 + 0.2}, 7: {"value": -1.0}})
+    assert (
+        Chunks(tmp_path, minutes=0).rows
+        == first.rows
+        == {4: {"value": 1.5}, 2: {"value": 0.1 + 0.2}, 7: {"value": -1.0}}
+    )
+    last = tmp_path / "0000000003.parquet"
+    last.write_bytes(last.read_bytes()[:-10])
+    assert Chunks(tmp_path, minutes=0).rows == {4: {"value": 1.5}}
+    assert not last.exists()
+    assert "its rows are made again" in capsys.readouterr().err
+
+
+def test_chunks_are_written_when_it_is_time(tmp_path):
+    chunks = Chunks(tmp_path, minutes=10)
+    chunks.add({0: {"value": 1.0}})
+    assert list(tmp_path.iterdir()) == []
+    chunks.seconds = 0
+    chunks.add({1: {"value": 2.0}})
+    (file,) = tmp_path.iterdir()
+    assert pl.read_parquet(file).to_dicts() == [{"index": 0, "value": 1.0}, {"index": 1, "value": 2.0}]

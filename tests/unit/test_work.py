@@ -1,0 +1,162 @@
+"""A step's work folder: one holder at a time, a lock that dies with it, state that belongs to one fingerprint."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.lib import artifact, stage, work
+from scripts.lib.digest import ROOT
+from tests.unit.test_stage import copy, execute, refused
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from scripts.lib import work
+with work.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def orphan(tmp_path):
+    """Another process that holds a folder's lock: orphan(folder) → process."""
+    started = []
+
+    def start(folder):
+        command = [sys.executable, "-c", HOLDER, str(folder)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_step_waits_for_an_orphan_and_goes_on_when_it_dies(tmp_path, orphan, capsys):
+    holder = orphan(tmp_path / "work")
+    entered = []
+
+    def wait():
+        with work.locked(tmp_path / "work") as waited:
+            entered.append(waited)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.3)
+    assert entered == []
+    holder.kill()  # SIGKILL: nothing in the holder can release anything
+    thread.join(timeout=30)
+    assert entered == [1]
+    assert f"process {holder.pid} on" in capsys.readouterr().err
+
+
+def test_those_who_wait_enter_one_after_the_other_though_each_removes_the_folder(tmp_path):
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def step():
+        with work.locked(tmp_path / "work"):
+            with lock:
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+            time.sleep(0.02)
+            with lock:
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=step) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert (most, inside) == ([1], [0])
+    assert not (tmp_path / "work").exists()
+
+
+def test_what_an_orphan_has_finished_meanwhile_is_taken_and_not_made_again(place, monkeypatch, capsys):
+    assert execute() == 0
+    real = work.locked
+
+    def waited(folder):
+        with real(folder) as _:
+            yield 1
+
+    monkeypatch.setattr(work, "locked", work.contextmanager(waited))
+    assert execute(refused) == 0
+    assert "made by the process that was waited for" in capsys.readouterr().out
+    # Of other settings, or damaged: it is made.
+    assert execute(settings='{"seed": 2}') == 0
+    assert json.loads(Path("out/copied.json").read_text())["settings"] == {"seed": 2}
+    Path("out/copied.parquet").write_text("damaged")
+    assert execute(settings='{"seed": 2}') == 0
+    assert Path("out/copied.parquet").read_text() == "table"
+
+
+def half(job):
+    """Finish something, then die as if killed."""
+    job.work.joinpath("finished").write_text("rows")
+    raise KeyboardInterrupt
+
+
+def look(seen):
+    def run(job):
+        seen.append(job.work.joinpath("finished").exists())
+        copy(job)
+
+    return run
+
+
+def test_a_killed_steps_work_is_found_by_the_same_step_and_gone_when_it_is_done(place):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        execute(half)
+    assert Path("out/work/copied/finished").exists()
+    assert execute(look(seen)) == 0
+    assert seen == [True]
+    assert not Path("out/work").exists()
+
+
+@pytest.mark.parametrize("differing", ["settings", "inputs", "code"])
+def test_work_of_other_settings_inputs_or_code_is_thrown_away_with_a_message(place, capsys, differing, monkeypatch):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        execute(half)
+    if differing == "inputs":
+        Path("table.parquet").write_text("other")
+    if differing == "code":
+        monkeypatch.setattr(stage, "code_digest", lambda name: "copying:0")
+    assert execute(look(seen), **({"settings": '{"seed": 2}'} if differing == "settings" else {})) == 0
+    assert seen == [False]
+    assert f"left by a step with other {differing}; starting clean" in capsys.readouterr().err
+
+
+def test_a_broken_fingerprint_is_no_fingerprint(place):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        execute(half)
+    Path("out/work/copied/fingerprint.json").write_text('{"stage": ')
+    assert execute(look(seen)) == 0
+    assert seen == [False]
+
+
+def test_a_step_that_fails_before_it_finishes_anything_leaves_no_folder(place):
+    assert execute(refused) == 1
+    assert not Path("out/work").exists()
+
+
+def test_a_table_that_is_not_what_its_manifest_says_is_refused(place, capsys):
+    assert execute(output="out/first.parquet") == 0
+    assert execute(table="out/first.parquet", output="out/second.parquet") == 0
+    Path("out/first.parquet").write_text("damaged")
+    assert execute(refused, table="out/first.parquet", output="out/second.parquet") == 2
+    assert "out/first.parquet: sha256 is" in capsys.readouterr().out
+    # A source from outside may have any file beside it.
+    artifact.write_json(place / "table.json", {"output": "something else"})
+    assert execute() == 0
