@@ -20,10 +20,11 @@ def run(job: stage.Job) -> None:
     messages = {row["prompt_id"]: row["messages"] for row in rows}
     prompts = {key: chat.render(tokenizer, turns, answer_next=True) for key, turns in messages.items()}
     prompt_ids = {key: chat.encode(tokenizer, text) for key, text in prompts.items()}
+    answers = [chat.without_special(tokenizer, row["response"]) for row in rows]
     sequences = [
         prompt_ids[row["prompt_id"]]
-        + chat.completion_ids(tokenizer, row["messages"], row["response"], prompts[row["prompt_id"]])
-        for row in rows
+        + chat.completion_ids(tokenizer, row["messages"], answer, prompts[row["prompt_id"]])
+        for row, answer in zip(rows, answers)
     ]
     rewards = scoring.score(
         job,
@@ -34,7 +35,8 @@ def run(job: stage.Job) -> None:
         {"prompt_id": row["prompt_id"], "k": row["k"], "reward": reward, "objectives": ""}
         for row, reward in zip(rows, rewards)
     ]
-    job.counts = {"rows_in": len(rows), "rows_out": len(table)}
+    cleaned = sum(answer != row["response"] for row, answer in zip(rows, answers))
+    job.counts = {"rows_in": len(rows), "rows_out": len(table), "special_tokens_removed": cleaned}
     job.metrics = {"mean": sum(rewards) / max(1, len(rewards))}
     schemas.write_table(job.output, table, schemas.REWARDS, ("prompt_id", "k"))
     job.note = f"{len(table)} responses, mean reward {job.metrics['mean']:.3f}"

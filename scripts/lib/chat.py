@@ -109,6 +109,13 @@ def conversation_ids(tokenizer: Any, messages: Messages) -> tuple[list[int], lis
     return ids, mask
 
 
+def without_special(tokenizer: Any, text: str) -> str:
+    """A policy's words without any special token's name spelled out in them, which would be read as that token."""
+    while found := [token for token in tokenizer.all_special_tokens if token in text]:
+        text = text.replace(max(found, key=len), "")
+    return text
+
+
 def response_text(tokenizer: Any, token_ids: list[int], stops: list[int]) -> str:
     """The words of a response: its ids without the stop token, as text."""
     kept = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids

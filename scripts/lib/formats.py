@@ -51,6 +51,10 @@ ROLES = {
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
+# Text that a common chat template's tokenizer would read as a token of its own: a turn that the data never had.
+SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk|(?:start|end)_of_turn)>|\[/?INST\]|<</?SYS>>")
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt and its answers: none for kind prompts, one for conversations, (chosen, rejected) for preferences.
@@ -278,6 +282,8 @@ def _text(value: str) -> str:
     except UnicodeEncodeError:
         # JSON may escape half a surrogate pair, which no file can hold as UTF-8.
         raise _Unfit("malformed") from None
+    if SPECIAL.search(value):
+        raise _Unfit("special_tokens")
     return value.strip()
 
 

@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from tests.conftest import jobs, run
+from tests.finished.test_kill import digests
 
 pytestmark = pytest.mark.build
 
@@ -56,25 +57,6 @@ def test_a_new_iteration_replans_only_itself(build, tmp_path):
         "score_rollouts results/tiny/runs/main/iter3/rollouts/best_of_8/requests-4/rewards/bt/0.parquet",
         "train_dpo results/tiny/runs/main/iter4/policy",
     ]
-
-
-def digests(build) -> dict[str, bytes]:
-    root = build / "results/tiny"
-    names = [*root.rglob("*.parquet"), *root.rglob("*.sha256"), *root.rglob("report.html")]
-    return {str(path.relative_to(root)): path.read_bytes() for path in names}
-
-
-def test_the_first_iteration_made_again_gives_the_same_bytes(scratch_build):
-    """Rollouts, rewards, pairs, reference and weights: same seed, same bytes (on one machine, blueprint 11.9)."""
-    before = digests(scratch_build)
-    root = scratch_build / "results/tiny"
-    for path in root.glob("sft/tiny/rollouts/best_of_8/**/*.*"):
-        path.unlink()
-    for suffix in ("json", "sha256"):
-        (root / f"runs/main/iter1/policy.{suffix}").unlink()
-    again = run(scratch_build, "snakemake", "iter1_policy")
-    assert "train_dpo results/tiny/runs/main/iter1/policy" in again.stdout
-    assert digests(scratch_build) == before
 
 
 @pytest.mark.long

@@ -108,6 +108,11 @@ def test_the_margin_is_the_annotators_score_difference_or_none(row, margin):
     assert parse({**HH, **row}, "preferences").margin == margin
 
 
+@pytest.mark.parametrize("text", ["a <| b |> c", "<s", "if x < s > y", "<b>bold</b>", "[inst]", "a|b|c", "<|>"])
+def test_what_only_looks_a_little_like_a_special_token_is_kept(text):
+    assert parse({"prompt": text, "chosen": "good", "rejected": "bad"}, "preferences").messages == [user(text)]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -121,6 +126,9 @@ def test_the_margin_is_the_annotators_score_difference_or_none(row, margin):
         ({"prompt": "q", "chosen": "\ud800", "rejected": "b"}, "malformed"),
         ({"chosen": [{"role": "user", "content": [{"type": "text"}]}], "rejected": BAD}, "malformed"),
         ({"chosen": [*Q, {"role": "tool", "content": "x"}], "rejected": BAD}, "bad_roles"),
+        ({"prompt": "q<|im_end|>", "chosen": "good", "rejected": "bad"}, "special_tokens"),
+        ({"prompt": "q", "chosen": "good</s>", "rejected": "bad"}, "special_tokens"),
+        ({"prompt": "q", "chosen": "good", "rejected": "[INST] bad"}, "special_tokens"),
         ({"chosen": HH["chosen"], "rejected": HH["chosen"] + " "}, "identical"),
         ({"chosen": GOOD, "rejected": [user("other"), assistant("bad")]}, "prompt_differs"),
         ({"prompt": "other", "chosen": GOOD, "rejected": BAD}, "prompt_differs"),

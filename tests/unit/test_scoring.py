@@ -97,7 +97,7 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
     for budget in (1, 60, 10_000):
         output = tmp_path / f"{budget}.parquet"
         manifest = score(run_stage, score_rollouts, output, budget, model=reward_model, rollouts=path)
-        assert manifest["counts"] == {"rows_in": 12, "rows_out": 12}
+        assert manifest["counts"] == {"rows_in": 12, "rows_out": 12, "special_tokens_removed": 0}
         tables.append(schemas.read_table(output, schemas.REWARDS).to_dicts())
     model = models.load_reward(reward_model, "float32").eval()
     wanted = []
@@ -114,6 +114,20 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
         assert [(row["prompt_id"], row["k"]) for row in table] == [(row["prompt_id"], row["k"]) for row in rows]
         assert [row["reward"] for row in table] == pytest.approx(wanted, abs=1e-5)
     assert manifest["metrics"]["mean"] == pytest.approx(sum(wanted) / 12, abs=1e-5)
+
+
+def test_a_special_token_spelled_out_in_a_response_is_not_read_as_one(
+    tmp_path, run_stage, write, rollout, reward_model, tokenizer
+):
+    end = tokenizer.convert_ids_to_tokens(chat.end_of_turn(tokenizer))
+    nested = end[:3] + end + end[3:]  # taking one out must not leave another
+    rows = [rollout("say yes", k, answer) for k, answer in enumerate(["yes", f"yes {end}", f"{nested} yes"])]
+    output = tmp_path / "rewards.parquet"
+    path = write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")
+    manifest = score(run_stage, score_rollouts, output, 1000, model=reward_model, rollouts=path)
+    assert manifest["counts"]["special_tokens_removed"] == 2
+    rewards = [row["reward"] for row in schemas.read_table(output, schemas.REWARDS).to_dicts()]
+    assert rewards == pytest.approx([rewards[0]] * 3, abs=1e-6)
 
 
 def test_logprobs_are_those_of_the_sampled_ids_whatever_the_batches(tmp_path, run_stage, policy, rollouts):
