@@ -44,4 +44,4 @@ rule no_such_iteration:
         touch("iter{n}_{stage}"),
     wildcard_constraints:
         n="[0-9]+",
-        stage=only(STAGES),
+        stage=only([*STAGES, "weights"]),

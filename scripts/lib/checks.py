@@ -143,6 +143,10 @@ class Checks:
         for i, part in enumerate(run["mix"]):
             self.refer(f"{key}.mix[{i}].dataset", part["dataset"], "datasets", type="preferences")
             self.refer(f"{key}.mix[{i}].pairing", part["pairing"], "pairings")
+        for i, number in enumerate(run["keep"] if isinstance(run["keep"], list) else []):
+            if number > run["iterations"]:
+                text = f"the run has iterations 1 to {run['iterations']}"
+                self.found.add(f"{key}.keep[{i}]", number, text, "name some of these, or say `all` or `last`.")
         self._iteration(key, run)
         for number, own in run["each"].items():
             if int(number) > run["iterations"]:

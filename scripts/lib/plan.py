@@ -409,16 +409,20 @@ class Plan:
     def target(self, name: str, n: int = 1) -> list[str]:
         """The files of a named target (sft, reward, iterN_policy, evaluation, …), with their closure.
 
+        iterN_weights is iterN_policy with the folder itself, which may have been pruned.
+
         Raises ConfigError for an iteration that the chosen run does not have.
         """
-        return self.closure(*self._target(name, self.config["run"], n))
+        asked = self._target(name, self.config["run"], n)
+        # Weights are asked for by name alone; nothing else that a person types needs the folders themselves.
+        return [*self.closure(*asked), *(asked if name == "weights" else [])]
 
     def _target(self, name: str, run: str, n: int) -> list[str]:
         if name == "sft":
             return [self.policy(self.iteration(run, 0))]
         if name == "reward":
             return self.labeller(self.run(run, 1)["reward"]) if self.run(run, 1)["reward"] else []
-        if name == "policy":
+        if name in ("policy", "weights"):
             self.run(run, n)
             return [self.policy(self.iteration(run, n))]
         if name == "rollouts":
@@ -434,3 +438,25 @@ class Plan:
         if name == "all":
             return [self.report(), *(self.policy(policy) for policy in self.policies())]
         raise ConfigError(f"no target {name!r}")
+
+    # Storage
+
+    def kept(self, name: str) -> set[int]:
+        """The iterations of a run whose weights stay on disk."""
+        run = self.config["runs"][name]
+        if isinstance(run["keep"], list):
+            return set(run["keep"])
+        return {run["iterations"]} if run["keep"] == "last" else set(range(1, run["iterations"] + 1))
+
+    def readers(self) -> dict[str, list[str]]:
+        """For every artifact beneath the target `all`, the artifacts that are made directly from it."""
+        found: dict[str, list[str]] = {}
+        pending, seen = self._target("all", self.config["run"], 1), set[str]()
+        while pending:
+            path = pending.pop()
+            if path not in seen:
+                seen.add(path)
+                for below in self.inputs(path):
+                    found.setdefault(below, []).append(path)
+                    pending.append(below)
+        return {path: sorted(set(readers)) for path, readers in found.items()}

@@ -90,6 +90,7 @@ def test_defaults_are_filled_in_at_every_depth():
     assert config["runs"]["main"]["iterations"] == 3
     assert config["runs"]["main"]["dpo"]["beta"] == 0.1
     assert config["runs"]["main"]["each"] == {}
+    assert config["runs"]["main"]["keep"] == "all"
     assert config["runs"]["offline"]["mix"] == [{"dataset": "choices", "pairing": "extremes", "weight": 1.0}]
     assert config["samplings"]["eight"]["temperatures"] == [1.0]
     assert config["bases"]["small"]["schedule"] == "cosine"
@@ -273,6 +274,15 @@ MISTAKES = [
     (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
     (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
     (given(sft__first__batch_size=20), "runtime.train_micro_batch", "does not divide sft.first.batch_size = 20"),
+    # keep
+    (
+        given(runs__main__keep=[1, 7]),
+        "runs.main.keep[1]",
+        "= 7: the run has iterations 1 to 3. Hint: name some of these",
+    ),
+    (given(runs__main__keep=[0]), "runs.main.keep[0]", "must be at least 1"),
+    (given(runs__main__keep="first"), "runs.main.keep", "must match ^(all|last)$. Hint: Iterations whose weights"),
+    (given(runs__main__keep=2), "runs.main.keep", "must be string or array"),
     # each
     (given(runs__main__each={4: {}}), "runs.main.each.4", "the run has iterations 1 to 3"),
     (given(runs__main__each={0: {}}), "runs.main.each.0", "must match"),

@@ -29,7 +29,8 @@ def rules() -> dict[str, dict[str, str]]:
 
 
 RULES = rules()
-WORKING = {name: rule for name, rule in RULES.items() if "shell" in rule}
+WORKING = {name: rule for name, rule in RULES.items() if "shell" in rule and "output" in rule}
+TOOLS = {name: rule for name, rule in RULES.items() if "shell" in rule and "output" not in rule}
 each_working = pytest.mark.parametrize("name", sorted(WORKING))
 
 
@@ -56,12 +57,20 @@ def stage_inputs(name: str) -> list[str]:
 
 
 def test_rules_without_a_shell_are_targets_only():
-    targets = {"all", "sft", "reward", "evaluation", "report", "no_such_iteration"}
-    assert set(RULES) - set(WORKING) == targets
+    targets = {"all", "sft", "reward", "evaluation", "report", "weights", "no_such_iteration"}
+    assert set(RULES) - set(WORKING) - set(TOOLS) == targets
+
+
+def test_the_rules_that_make_nothing_run_where_the_person_is_and_quote_their_values():
+    assert set(TOOLS) == {"verify", "prune"}
+    for rule in TOOLS.values():
+        assert rule["localrule"].strip() == "True"
+        line = ast.literal_eval(f"({rule['shell'].strip()})")
+        assert [field for field in re.findall(r"\{[^{}]*\}", line) if not field.endswith(":q}")] == []
 
 
 def test_the_workflow_has_these_stages():
-    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"}
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "stage.execute(" in path.read_text()}
     assert set(WORKING) == scripts
 
 

@@ -1,0 +1,159 @@
+"""Whether everything under the results is what its manifest says: every byte of every table and of all weights.
+
+    python -m scripts.verify_results --results results/tiny
+
+Damage is listed by artifact, since an artifact is made again as a whole; of a folder of weights the first bad file is
+named. Weights that were pruned left their digests behind and are no damage. Exit code 2 if there is any damage.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.lib import artifact
+from scripts.lib.digest import file_sha256
+from scripts.lib.errors import InputError
+
+# Of these folders of the results no manifest tells.
+UNDESCRIBED = {"benchmarks", "logs", "work"}
+THREADS = 4
+REMAKE = "Hint: delete it and run Snakemake, which makes it again."
+STRAY = "Hint: if you put it there, move it elsewhere; otherwise delete it and run Snakemake."
+REMAKE_MODEL = "Hint: delete the folder and the .sha256 and .json beside it, and run Snakemake, which makes it again."
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found out about the artifact X: its bytes on disk, and what is wrong with it ("" if nothing is)."""
+
+    size: int
+    pruned: bool = False
+    damage: str = ""
+
+
+def find(root: Path) -> tuple[list[Path], list[Path]]:
+    """(stems X of everything that is an artifact or describes one, leftovers of writing) under the results, sorted."""
+    stems: set[Path] = set()
+    parts: list[Path] = []
+    for place, folders, files in os.walk(root):
+        here = Path(place)
+        if here == root:
+            folders[:] = [name for name in folders if name not in UNDESCRIBED]
+        for name in list(folders):
+            path = here / name
+            if name.endswith(".part"):
+                parts.append(path)
+                folders.remove(name)
+            elif is_model(path):
+                stems.add(path)
+                folders.remove(name)
+        for name in files:
+            if name.endswith(".part"):
+                parts.append(here / name)
+            elif name.endswith((".json", ".parquet", ".sha256")) and not name.endswith(".run.json"):
+                stems.add((here / name).with_suffix(""))
+    return sorted(stems), sorted(parts)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds weights; beside a table X.parquet stands a folder X/ that holds other tables."""
+    return artifact.digests_path(folder).is_file() or (folder / "config.json").is_file()
+
+
+def check(stem: Path) -> Checked:
+    """Compare the artifact X at `stem` with its manifest, reading all of its bytes."""
+    try:
+        return check_readable(stem)
+    except OSError as error:
+        return Checked(0, damage=f"{stem}: cannot be read: {error}\nHint: mend the disk or the permissions.")
+
+
+def check_readable(stem: Path) -> Checked:
+    """The same; raises OSError where the disk does not give the bytes."""
+    listing = artifact.digests_path(stem)
+    if listing.is_file() or is_model(stem):
+        return check_model(stem, listing)
+    tables = [path for ending in ("parquet", "html") if (path := stem.with_name(f"{stem.name}.{ending}")).is_file()]
+    size = sum(path.stat().st_size for path in tables)
+    try:
+        wanted = output_of(stem)
+    except InputError as error:
+        return Checked(size, damage=str(error))
+    if not tables:
+        path = artifact.manifest_path(stem)
+        return Checked(0, damage=f"{path}: describes nothing: there is no table or folder {stem.name}\n{REMAKE}")
+    found = file_sha256(tables[0])
+    damage = f"{tables[0]}: sha256 is {found}, its manifest says {wanted}\n{REMAKE}" if found != wanted else ""
+    return Checked(size, damage=damage)
+
+
+def check_model(folder: Path, listing: Path) -> Checked:
+    """Compare a folder of weights with its digests, and these with the manifest; the folder itself may be pruned."""
+    pruned = not folder.is_dir()
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    try:
+        wanted = output_of(folder)
+        found = file_sha256(listing) if pruned else artifact.verify_model(folder)
+    except InputError as error:
+        return Checked(size, pruned, str(error))
+    damage = f"{listing}: sha256 is {found}, the manifest says {wanted}\n{REMAKE_MODEL}" if found != wanted else ""
+    return Checked(size, pruned, damage)
+
+
+def output_of(stem: Path) -> str:
+    """The digest in the manifest of the artifact X. Raises InputError if there is none that can be read."""
+    path = artifact.manifest_path(stem)
+    if not path.is_file():
+        raise InputError(f"{stem}: no manifest {path.name} beside it\n{STRAY}")
+    wanted = artifact.read_json(path).get("output")
+    if not isinstance(wanted, str):
+        raise InputError(f"{path}: not a manifest: it has no `output`\n{STRAY}")
+    return wanted
+
+
+def verify(root: Path) -> tuple[list[str], str]:
+    """(damages, summary in one line), with progress on standard output.
+
+    Raises InputError if there is nothing to verify.
+    """
+    stems, parts = find(root)
+    if not stems:
+        raise InputError(f"{root}: no artifacts there\nHint: run `snakemake all` first, or name other results.")
+    damages, size, pruned = [], 0, 0
+    step = max(1, len(stems) // 10)
+    # Hashing releases Python's lock, so threads use the cores.
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, checked in enumerate(pool.map(check, stems), 1):
+            size += checked.size
+            pruned += checked.pruned
+            damages += [checked.damage] if checked.damage else []
+            if done % step == 0 or done == len(stems):
+                print(f"verified {done} of {len(stems)} artifacts, {size / 1e6:.1f} MB", flush=True)
+    hint = "Hint: a step that was killed left it; delete it when nothing is running."
+    damages += [f"{path}: half-written\n{hint}" for path in parts]
+    summary = f"{root}: {len(stems)} artifacts, {pruned} of them pruned weights, {size / 1e6:.1f} MB"
+    return damages, summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.verify_results", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, required=True, help="root of all artifacts, such as results/tiny")
+    args = parser.parse_args(argv)
+    try:
+        damages, summary = verify(args.results)
+    except InputError as error:
+        print(f"verify_results: {error}", file=sys.stderr)
+        return 2
+    count = f"{len(damages)} damage{'s' * (len(damages) > 1)}" if damages else "no damage"
+    print(f"{summary}: {count}")
+    for damage in damages:
+        print("  - " + damage.replace("\n", "\n    "))
+    return 2 if damages else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
