@@ -3,13 +3,18 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
+TARGET ?= all
 REPORT := results/tiny/report.html
 
-.PHONY: demo test test-long format clean
+.PHONY: demo phases test test-long format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
 	@echo "Look at $(REPORT)"
+
+# `make phases TARGET=all CONFIGFILE=beta.yaml`: a step that is made again with the same result sends nothing running.
+phases: $(VENV)/ready
+	$(ACTIVATE) && python -m scripts.build_in_phases $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) $(OPTIONS)
 
 test: $(VENV)/ready
 	$(ACTIVATE) && python -m pytest tests -m "not long"
