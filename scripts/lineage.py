@@ -96,7 +96,7 @@ def gather(path: Path) -> tuple[Path, dict[str, Node]]:
         name = named(root, stem_of)
         if name in nodes:
             continue
-        run_path = root / f"{stem_of}.run.json"
+        run_path = artifact.run_path(root / stem_of)
         node = Node(name, read_manifest(root / stem_of, why), artifact.read_json(run_path) if run_path.exists() else {})
         nodes[name] = node
         for role, entries in node.manifest["inputs"].items():

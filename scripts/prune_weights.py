@@ -75,7 +75,7 @@ def planned_settings(plan: Plan, reader: str) -> str:
 
 def remove(folder: Path) -> int:
     """Delete a folder, which is there whole or not at all for everyone else; return the bytes freed."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = artifact.size(folder)
     going = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     folder.rename(going)
     shutil.rmtree(going)

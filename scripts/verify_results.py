@@ -77,7 +77,7 @@ def check_readable(stem: Path) -> Checked:
     if listing.is_file() or is_model(stem):
         return check_model(stem, listing)
     tables = [path for ending in ("parquet", "html") if (path := stem.with_name(f"{stem.name}.{ending}")).is_file()]
-    size = sum(path.stat().st_size for path in tables)
+    size = sum(map(artifact.size, tables))
     try:
         wanted = output_of(stem)
     except InputError as error:
@@ -93,7 +93,7 @@ def check_readable(stem: Path) -> Checked:
 def check_model(folder: Path, listing: Path) -> Checked:
     """Compare a folder of weights with its digests, and these with the manifest; the folder itself may be pruned."""
     pruned = not folder.is_dir()
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = 0 if pruned else artifact.size(folder)
     try:
         wanted = output_of(folder)
         found = file_sha256(listing) if pruned else artifact.verify_model(folder)
