@@ -1,7 +1,6 @@
 """What every rule's params are made of.
 
-`settings` and `code` are recorded by Snakemake and decide what runs again. `runtime` is not: it is no string, and
-Snakemake leaves such params out of its records.
+`settings` and `code` are recorded by Snakemake and decide what runs again; `runtime` and `results` are not recorded.
 """
 
 import re
@@ -10,14 +9,18 @@ from scripts.lib.artifact import canonical_json
 from scripts.lib.digest import code_digest
 
 
-class Runtime:
-    """The config's runtime keys as JSON, unseen by Snakemake's records: they change how fast, never what."""
+class Unrecorded:
+    """A param that Snakemake leaves out of its records, because it is no string: it changes how or where, never what."""
+
+    def __init__(self, text):
+        self.text = text
 
     def __str__(self):
-        return canonical_json(PLAN.config["runtime"])
+        return self.text
 
 
-RUNTIME = Runtime()
+RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
+RESULTS = Unrecorded(PLAN.root)
 
 # What a step that computes takes of the machine, so that steps side by side do not fight over cores. Where torch is
 # left to choose, it takes all.

@@ -37,10 +37,11 @@ rule train_dpo:
         settings=settings("train_dpo"),
         code=code_digest("train_dpo"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --pairs {input.pairs:q}"
-        " --reference {input.reference:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --reference {input.reference:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
 
 rule train_raft:
@@ -76,7 +77,8 @@ rule train_raft:
         settings=settings("train_raft"),
         code=code_digest("train_raft"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --rollouts {input.rollouts:q}"
-        " --rewards {input.rewards:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --rewards {input.rewards:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"

@@ -37,7 +37,8 @@ rule train_reward:
         settings=settings("train_reward"),
         code=code_digest("train_reward"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.train_reward --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --init {input.init:q} --dataset {input.dataset:q}"
-        " --heldout {input.heldout:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"
+        " --heldout {input.heldout:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

@@ -23,10 +23,11 @@ rule sample_rollouts:
         settings=settings("sample_rollouts"),
         code=code_digest("sample_rollouts"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --policy {input.policy:q} --prompts {input.prompts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule score_rollouts:
@@ -50,10 +51,11 @@ rule score_rollouts:
         settings=settings("score_rollouts"),
         code=code_digest("score_rollouts"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.score_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --model {input.model:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule verify_rollouts:
@@ -71,9 +73,10 @@ rule verify_rollouts:
     params:
         settings=settings("verify_rollouts"),
         code=code_digest("verify_rollouts"),
+        results=RESULTS,
     shell:
         "python -m scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
-        " --rollouts {input.rollouts:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --rollouts {input.rollouts:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule score_logprobs:
@@ -95,7 +98,8 @@ rule score_logprobs:
         settings=settings("score_logprobs"),
         code=code_digest("score_logprobs"),
         runtime=RUNTIME,
+        results=RESULTS,
     shell:
         "python -m scripts.score_logprobs --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -12,7 +12,7 @@ rule verify:
     conda:
         "../envs/train.yaml"
     params:
-        results=PLAN.root,
+        results=RESULTS,
     shell:
         "python -m scripts.verify_results --results {params.results:q} 2> {log:q}"
 

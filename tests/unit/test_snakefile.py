@@ -108,6 +108,7 @@ def test_every_value_in_a_shell_line_is_quoted(name):
 def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
     assert params.pop("runtime", "RUNTIME") == "RUNTIME"
+    assert params.pop("results") == "RESULTS"
     assert params == {"settings": f"settings('{name}')", "code": f"code_digest('{name}')"}
     assert hasattr(PLAN, f"_{name}")
 
