@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lib import config, errors
+from scripts.lib import config, errors, settings
 from scripts.lib.digest import ROOT
 from scripts.lib.plan import Plan
 
@@ -100,7 +100,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
     assert params.pop("runtime", "RUNTIME") == "RUNTIME"
     assert params == {"settings": f"settings('{name}')", "code": f"code_digest('{name}')"}
-    assert hasattr(PLAN, f"_{name}")
+    assert callable(getattr(settings, name))
 
 
 @each_working
@@ -189,7 +189,7 @@ def test_the_runtime_keys_reach_the_shell_quoted(common):
 
 def test_settings_are_a_function_of_a_jobs_wildcards(common):
     wildcards = {"run": "main", "n": "2"}
-    assert common.settings("train_dpo")(wildcards) == PLAN.settings("train_dpo", **wildcards)
+    assert common.settings("train_dpo")(wildcards) == settings.of(PLAN, "train_dpo", **wildcards)
 
 
 def test_complaints_of_the_plan_become_errors_of_the_workflow(common):
