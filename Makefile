@@ -5,11 +5,17 @@ PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
 REPORT := results/tiny/report.html
 
-.PHONY: demo test test-long format clean
+.PHONY: demo plan test test-long format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
 	@echo "Look at $(REPORT)"
+
+# What would run and why: make plan TARGET=iter3_policy CONFIGFILE="a.yaml b.yaml" CONFIG=run=raft
+TARGET ?= all
+plan: $(VENV)/ready
+	@$(ACTIVATE) && python -m scripts.show_plan $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) \
+		$(if $(CONFIG),--config $(CONFIG)) $(OPTIONS)
 
 test: $(VENV)/ready
 	$(ACTIVATE) && python -m pytest tests -m "not long"

@@ -392,6 +392,15 @@ def test_later_overlays_win_and_a_preset_replaces(tmp_path):
     assert set(config["runs"]) == {"main", "offline", "raft"}
 
 
+def test_what_the_command_line_says_lies_over_all_files(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("run: offline\nseed: 5\n")
+    config = load(overlay, said={"run": "raft", "runs": {"raft": {"raft": {"epochs": "3"}}}})
+    assert (config["preset"], config["run"], config["seed"]) == ("tiny", "raft", 5)
+    assert config["runs"]["raft"]["raft"]["epochs"] == 3.0
+    assert load(said={"run": "raft"})["run"] == "raft"
+
+
 def test_merge_lays_mappings_over_mappings_and_replaces_everything_else():
     below = {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
     assert merge(below, {"a": {"y": [3]}, "b": {"n": 1}, "c": None}) == {

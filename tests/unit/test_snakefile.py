@@ -29,7 +29,8 @@ def rules() -> dict[str, dict[str, str]]:
 
 
 RULES = rules()
-WORKING = {name: rule for name, rule in RULES.items() if "shell" in rule}
+UPKEEP = re.findall(r"^rule (\w+):$", (ROOT / "rules" / "upkeep.smk").read_text(), flags=re.MULTILINE)
+WORKING = {name: rule for name, rule in RULES.items() if "shell" in rule and name not in UPKEEP}
 each_working = pytest.mark.parametrize("name", sorted(WORKING))
 
 
@@ -57,12 +58,24 @@ def stage_inputs(name: str) -> list[str]:
 
 def test_rules_without_a_shell_are_targets_only():
     targets = {"all", "sft", "reward", "evaluation", "report", "no_such_iteration"}
-    assert set(RULES) - set(WORKING) == targets
+    assert set(RULES) - set(WORKING) - set(UPKEEP) == targets
 
 
 def test_the_workflow_has_these_stages():
-    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem != "__init__"}
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py") if "stage.execute(" in path.read_text()}
     assert set(WORKING) == scripts
+
+
+def test_upkeep_rules_have_no_files_so_that_they_always_run_and_run_a_script_with_quoted_values():
+    assert "audit" in UPKEEP
+    for name in UPKEEP:
+        rule = RULES[name]
+        assert not {"input", "output"} & set(rule)
+        text = ast.literal_eval(f"({rule['shell'].strip()})")
+        script = re.match(r"python -m scripts\.(\w+) ", text)[1]
+        assert (ROOT / "scripts" / f"{script}.py").is_file()
+        assert [field for field in re.findall(r"\{[^{}]*\}", text) if not field.endswith(":q}")] == []
+        assert text.endswith(" 2> {log:q}")
 
 
 @each_working
