@@ -21,10 +21,11 @@ rule make_base:
     params:
         settings=settings("make_base"),
         code=code_digest("make_base"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.make_base --settings {params.settings:q} --code {params.code:q}"
-        " --runtime {params.runtime:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"
+        " --runtime {params.runtime:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
 
 
 rule convert_base:
@@ -45,6 +46,7 @@ rule convert_base:
     params:
         settings=settings("convert_base"),
         code=code_digest("convert_base"),
+        results=RESULTS,
     shell:
         "python -m scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

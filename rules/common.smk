@@ -1,7 +1,7 @@
 """What every rule's params are made of.
 
-`settings` and `code` are recorded by Snakemake and decide what runs again. `runtime` is not: it is no string, and
-Snakemake leaves such params out of its records.
+`settings` and `code` are recorded by Snakemake and decide what runs again. `runtime` and `results` are not: they are
+no strings, and Snakemake leaves such params out of its records.
 """
 
 import re
@@ -19,6 +19,16 @@ class Runtime:
 
 
 RUNTIME = Runtime()
+
+
+class Results:
+    """The results folder, unseen by Snakemake's records too: results can move."""
+
+    def __str__(self):
+        return PLAN.root
+
+
+RESULTS = Results()
 
 # What a step that computes takes of the machine, so that steps side by side do not fight over cores. Where torch is
 # left to choose, it takes all.

@@ -19,9 +19,10 @@ rule curate_data:
     params:
         settings=settings("curate_data"),
         code=code_digest("curate_data"),
+        results=RESULTS,
     shell:
         "python -m scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule make_prompts:
@@ -39,6 +40,7 @@ rule make_prompts:
     params:
         settings=settings("make_prompts"),
         code=code_digest("make_prompts"),
+        results=RESULTS,
     shell:
         "python -m scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --source {input.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -28,10 +28,11 @@ rule evaluate:
     params:
         settings=settings("evaluate"),
         code=code_digest("evaluate"),
+        results=RESULTS,
     shell:
         "python -m scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --logprobs {input.logprobs:q}"
-        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule build_report:
@@ -50,6 +51,7 @@ rule build_report:
     params:
         settings=settings("build_report"),
         code=code_digest("build_report"),
+        results=RESULTS,
     shell:
         "python -m scripts.build_report --settings {params.settings:q} --code {params.code:q}"
-        " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} --results {PLAN.root:q} 2> {log:q}"
+        " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} --results {params.results:q} 2> {log:q}"

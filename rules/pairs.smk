@@ -23,9 +23,10 @@ rule build_pairs:
     params:
         settings=settings("build_pairs"),
         code=code_digest("build_pairs"),
+        results=RESULTS,
     shell:
         "python -m scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
-        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule select_pairs:
@@ -41,9 +42,10 @@ rule select_pairs:
     params:
         settings=settings("select_pairs"),
         code=code_digest("select_pairs"),
+        results=RESULTS,
     shell:
         "python -m scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
-        " --dataset {input.dataset:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --dataset {input.dataset:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule score_reference:
@@ -67,8 +69,9 @@ rule score_reference:
     params:
         settings=settings("score_reference"),
         code=code_digest("score_reference"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.score_reference --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --pairs {input.pairs:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -36,11 +36,12 @@ rule train_dpo:
     params:
         settings=settings("train_dpo"),
         code=code_digest("train_dpo"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --pairs {input.pairs:q}"
-        " --reference {input.reference:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --reference {input.reference:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
 
 rule train_raft:
@@ -75,8 +76,9 @@ rule train_raft:
     params:
         settings=settings("train_raft"),
         code=code_digest("train_raft"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --rollouts {input.rollouts:q}"
-        " --rewards {input.rewards:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --rewards {input.rewards:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"

@@ -36,8 +36,9 @@ rule train_reward:
     params:
         settings=settings("train_reward"),
         code=code_digest("train_reward"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.train_reward --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --init {input.init:q} --dataset {input.dataset:q}"
-        " --heldout {input.heldout:q} --output {output.model:q} --results {PLAN.root:q} 2> {log:q}"
+        " --heldout {input.heldout:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

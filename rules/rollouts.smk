@@ -22,11 +22,12 @@ rule sample_rollouts:
     params:
         settings=settings("sample_rollouts"),
         code=code_digest("sample_rollouts"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --policy {input.policy:q} --prompts {input.prompts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule score_rollouts:
@@ -49,11 +50,12 @@ rule score_rollouts:
     params:
         settings=settings("score_rollouts"),
         code=code_digest("score_rollouts"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.score_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --model {input.model:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule verify_rollouts:
@@ -71,9 +73,10 @@ rule verify_rollouts:
     params:
         settings=settings("verify_rollouts"),
         code=code_digest("verify_rollouts"),
+        results=RESULTS,
     shell:
         "python -m scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
-        " --rollouts {input.rollouts:q} --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --rollouts {input.rollouts:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule score_logprobs:
@@ -94,8 +97,9 @@ rule score_logprobs:
     params:
         settings=settings("score_logprobs"),
         code=code_digest("score_logprobs"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.score_logprobs --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --rollouts {input.rollouts:q}"
-        " --output {output.table:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"

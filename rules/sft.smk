@@ -33,11 +33,12 @@ rule train_sft:
     params:
         settings=settings("train_sft"),
         code=code_digest("train_sft"),
+        results=RESULTS,
         runtime=RUNTIME,
     shell:
         "python -m scripts.train_sft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --base {input.base:q} --dataset {input.dataset:q}"
-        " --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
 
 rule adopt_sft:
@@ -62,6 +63,7 @@ rule adopt_sft:
     params:
         settings=settings("adopt_sft"),
         code=code_digest("adopt_sft"),
+        results=RESULTS,
     shell:
         "python -m scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"
-        " --base {input.base:q} --output {output.policy:q} --results {PLAN.root:q} 2> {log:q}"
+        " --base {input.base:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"

@@ -112,6 +112,7 @@ def test_every_value_in_a_shell_line_is_quoted(name):
 def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
     assert params.pop("runtime", "RUNTIME") == "RUNTIME"
+    assert params.pop("results") == "RESULTS"
     assert params == {"settings": f"settings('{name}')", "code": f"code_digest('{name}')"}
     assert callable(getattr(settings, name))
 
@@ -187,6 +188,7 @@ def test_snakemake_records_settings_and_code_and_not_the_runtime_keys(common):
     assert recorded("settings", "code") == ["'code'", "'settings'"]
     assert recorded("settings", "code", common.RUNTIME) == recorded("settings", "code")
     assert recorded(common.RUNTIME) == []
+    assert recorded(common.RESULTS) == []
 
 
 def test_the_runtime_keys_are_no_string_but_print_as_json(common):
