@@ -6,11 +6,16 @@ ACTIVATE := . $(VENV)/bin/activate
 TARGET ?= all
 REPORT := results/tiny/report.html
 
-.PHONY: demo phases test test-long format clean
+.PHONY: demo plan phases test test-long format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
 	@echo "Look at $(REPORT)"
+
+# What would run and why: make plan TARGET=iter3_policy CONFIGFILE="a.yaml b.yaml" CONFIG=run=raft
+plan: $(VENV)/ready
+	@$(ACTIVATE) && python -m scripts.show_plan $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) \
+		$(if $(CONFIG),--config $(CONFIG)) $(OPTIONS)
 
 # `make phases TARGET=all CONFIGFILE=beta.yaml`: a step that is made again with the same result sends nothing running.
 phases: $(VENV)/ready

@@ -5,6 +5,7 @@
 
 import re
 
+from scripts.lib import settings as decisive
 from scripts.lib.artifact import canonical_json
 from scripts.lib.digest import code_digest
 
@@ -29,7 +30,7 @@ THREADS = PLAN.config["runtime"]["torch_threads"] or 1000
 
 def settings(stage):
     """Params function: the stage's canonical settings for a job's wildcards."""
-    return lambda wildcards: planned(PLAN.settings, stage, **wildcards)
+    return lambda wildcards: planned(decisive.of, PLAN, stage, **wildcards)
 
 
 def planned(question, *args, **kwargs):

@@ -38,9 +38,7 @@ rule evaluate:
 rule build_report:
     input:
         evaluations=PLAN.evaluations(),
-        manifests=PLAN.manifests(
-            *PLAN.report_inputs(), *map(PLAN.policy, PLAN.policies())
-        ),
+        manifests=PLAN.report_manifests(),
     output:
         page=report(
             "<results>/report.html", category="Report", labels={"what": "all runs"}

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact
+from scripts.lib import artifact, settings
 from scripts.lib.digest import file_sha256
 from scripts.lib.errors import InputError
 from scripts.lib.plan import Plan
@@ -52,25 +52,10 @@ def unfinished(plan: Plan, reader: str, name: str, digest: str) -> str:
     read = [entry for entries in manifest["inputs"].values() for entry in entries]
     if not any(entry["path"] == name and entry["sha256"] == digest for entry in read):
         return "was made from other weights and is to be made again"
-    if manifest["settings"] != json.loads(planned_settings(plan, reader)):
+    rule, wildcards = plan.maker(reader)
+    if manifest["settings"] != json.loads(settings.of(plan, rule, **wildcards)):
         return "was made with other settings and is to be made again"
     return ""
-
-
-def planned_settings(plan: Plan, reader: str) -> str:
-    """The settings of an artifact that is made from a policy's weights: training, rollouts, or scores under it."""
-    match reader.removeprefix(f"{plan.root}/").removesuffix(".parquet").split("/"):
-        case ["runs", run, iteration, "policy"]:
-            return plan.settings(
-                f"train_{plan.config['runs'][run]['method']}", run=run, n=iteration.removeprefix("iter")
-            )
-        case [*_, "reference", "sft", _] | [*_, "reference", "runs", _, _]:
-            return plan.settings("score_reference")
-        case [*policy, "rollouts", sampling, prompts, shard]:
-            where = {"policy": "/".join(policy), "sampling": sampling, "prompts": prompts, "shard": shard}
-            return plan.settings("sample_rollouts", **where)
-        case _:
-            return plan.settings("score_logprobs")
 
 
 def remove(folder: Path) -> int:

@@ -164,14 +164,15 @@ def _allowed(error: Any) -> str:
     return words.get(error.validator, error.message)
 
 
-def load(*paths: Path) -> Config:
+def load(*paths: Path, said: Config | None = None) -> Config:
     """Read and resolve configuration files as the command line would: a preset, then overlays over it.
 
-    Files without a `preset` key among them are overlays over config/config.yaml.
+    `said` is what `--config` says, which comes last. Where none names a preset, all lie over config/config.yaml.
     """
     merged: Config = {}
     for path in paths:
         merged = merge(merged, yaml.safe_load(path.read_text()) or {})
+    merged = merge(merged, said or {})
     if "preset" not in merged:
         merged = merge(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), merged)
     return resolve(merged)

@@ -5,10 +5,10 @@ set serves every iteration, and runs that share a policy, a sampling or a labell
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from scripts.lib import sources
-from scripts.lib.artifact import canonical_json
 from scripts.lib.checks import Config
 from scripts.lib.errors import ConfigError
 
@@ -158,112 +158,12 @@ class Plan:
             rewards += self.rewards(policy, sampling, prompts, self.run(name, i)["reward"])
         return rollouts, rewards
 
-    # Settings: what decides a stage's result, and nothing else
-
-    def seed(self, block: Config) -> int:
-        """A block's own seed, or the configuration's."""
-        own = block.get("seed")
-        return int(self.config["seed"] if own is None else own)
-
     def source_files(self, block: str, name: str) -> list[str]:
         """The local files that a base, data set or prompt set is read from; none for those made here."""
         given = self.config[block][name]
         if given["kind"] not in ("files", "folder"):
             return []
         return [str(path) for path in sources.files(given["path"], given.get("pattern", "*"), f"{block}.{name}.path")]
-
-    def settings(self, stage: str, **wildcards: str) -> str:
-        """One canonical JSON string with the scientific settings of a stage's job.
-
-        One string, because Snakemake compares parameters as an unnamed set and would miss two values swapped.
-        """
-        return canonical_json(getattr(self, f"_{stage}")(**wildcards))
-
-    def _seeded(self, block: Config, *without: str) -> Config:
-        kept = {key: value for key, value in block.items() if key not in without}
-        return {**kept, "seed": self.seed(block)}
-
-    def _make_base(self, base: str) -> Config:
-        return {**self._seeded(self.config["bases"][base], "kind"), "dtype": self.config["dtype"]}
-
-    def _convert_base(self, base: str) -> Config:
-        block = self.config["bases"][base]
-        if block["kind"] == "gguf":
-            return {**block, "dtype": self.config["dtype"]}
-        digests = sources.digest(block["path"], "*", f"bases.{base}.path")
-        return {"kind": "folder", "license": block["license"], "files": digests, "dtype": self.config["dtype"]}
-
-    def _curate_data(self, dataset: str) -> Config:
-        return self._source(self.config["datasets"][dataset], f"datasets.{dataset}.path")
-
-    def _make_prompts(self, prompts: str) -> Config:
-        name, _, number = prompts.rpartition("-")
-        block = self.config["prompts"].get(name)
-        if block is None:
-            raise ConfigError(
-                f"prompt set {name!r} is not in the config. Hint: it has {', '.join(self.config['prompts'])}."
-            )
-        return {**self._source(block, f"prompts.{name}.path", "shard_prompts"), "number": int(number)}
-
-    def _source(self, block: Config, key: str, *without: str) -> Config:
-        if block["kind"] == "world":
-            return self._seeded(block, *without)
-        kept = {name: value for name, value in block.items() if name not in (*without, "path")}
-        return {**kept, "files": sources.digest(block["path"], block["pattern"], key)}
-
-    def _train_sft(self, sft: str) -> Config:
-        return {**self._seeded(self.config["sft"][sft], "kind"), "dtype": self.config["dtype"]}
-
-    def _adopt_sft(self, sft: str) -> Config:
-        return {}
-
-    def _train_reward(self, reward: str) -> Config:
-        # Which table plays which role stands here too: Snakemake compares inputs as a set and would miss a swap.
-        return {**self._seeded(self.config["rewards"][reward], "kind"), "dtype": self.config["dtype"]}
-
-    def _sample_rollouts(self, policy: str, sampling: str, prompts: str, shard: str) -> Config:
-        block = self.config["prompts"][prompts.rsplit("-", 1)[0]]
-        own = {"shard": int(shard), "shard_prompts": block["shard_prompts"], "dtype": self.config["dtype"]}
-        return {**self._seeded(self.config["samplings"][sampling]), **own}
-
-    def _score_rollouts(self, **_: str) -> Config:
-        return {"dtype": self.config["dtype"]}
-
-    def _verify_rollouts(self, reward: str, **_: str) -> Config:
-        return {"verifier": self.config["rewards"][reward]["verifier"]}
-
-    def _score_logprobs(self, **_: str) -> Config:
-        return {"dtype": self.config["dtype"]}
-
-    def _build_pairs(self, pairing: str, **_: str) -> Config:
-        return self._seeded(self.config["pairings"][pairing])
-
-    def _select_pairs(self, pairing: str, **_: str) -> Config:
-        block = self.config["pairings"][pairing]
-        return {"size": block["size"], "minimum_margin": block["minimum_margin"]}
-
-    def _score_reference(self, **_: str) -> Config:
-        return {"dtype": self.config["dtype"]}
-
-    def _train_dpo(self, run: str, n: str) -> Config:
-        start, reference = self.start(run, int(n)), self.reference(run, int(n))
-        # Tables with their weights, in order, for the same reason as in _train_reward.
-        sources = [[part.pairs.removeprefix(self.root + "/"), part.weight] for part in self.pair_sources(run, int(n))]
-        own = {"start": start, "reference": reference, "sources": sources, "dtype": self.config["dtype"]}
-        return {**self._seeded(self.run(run, int(n))["dpo"]), **own}
-
-    def _train_raft(self, run: str, n: str) -> Config:
-        return {**self._seeded(self.run(run, int(n))["raft"]), "dtype": self.config["dtype"]}
-
-    def _build_report(self) -> Config:
-        # Longest first, then by name: the order of keys in a configuration means nothing.
-        names = sorted(self.config["runs"], key=lambda name: (-self.config["runs"][name]["iterations"], name))
-        runs = [[name, self.config["runs"][name]["method"], self.policies([name])] for name in names]
-        benchmarks = {name: block["rewards"] for name, block in self.config["evaluation"].items()}
-        return {"preset": self.config["preset"], "runs": runs, "benchmarks": benchmarks}
-
-    def _evaluate(self, benchmark: str, **_: str) -> Config:
-        return self._seeded(self.config["evaluation"][benchmark], "prompts", "sampling")
 
     # Targets
 
@@ -282,78 +182,129 @@ class Plan:
         ]
         return list(dict.fromkeys(found))
 
+    def artifacts(self, *targets: str) -> list[str]:
+        """The targets and every artifact beneath them, each once, after all that it is made from."""
+        found: dict[str, None] = {}
+        inputs: dict[str, list[str]] = {}
+        pending = list(reversed(targets))
+        while pending:
+            path = pending[-1]
+            if path not in inputs:
+                inputs[path] = self.inputs(path)
+            missing = [below for below in inputs[path] if below not in found]
+            if missing:
+                pending += reversed(missing)
+            else:
+                found[pending.pop()] = None
+        return list(found)
+
     def closure(self, *targets: str) -> list[str]:
         """The targets and every manifest, table and digests file beneath them, but no weight folders.
 
         Named targets list all of it: a step that failed after its settings changed has lost its outputs, and only
         a target that names them makes Snakemake plan them again.
         """
-        seen: dict[str, None] = {}
-        pending = list(targets)
-        while pending:
-            path = pending.pop()
-            if path not in seen:
-                seen[path] = None
-                pending += self.inputs(path)
-        files: dict[str, None] = {}
-        for path in seen:
+        files: set[str] = set()
+        for path in self.artifacts(*targets):
             if path.endswith((".parquet", ".html")):
-                files[path] = None
-                files[path.rsplit(".", 1)[0] + ".json"] = None
+                files |= {path, path.rsplit(".", 1)[0] + ".json"}
             else:
-                files[path + ".json"] = None
-                files[path + ".sha256"] = None
+                files |= {path + ".json", path + ".sha256"}
         return sorted(files)
+
+    def maker(self, path: str) -> tuple[str, dict[str, str]]:
+        """The rule that makes the artifact at `path`, and its wildcards.
+
+        Raises ConfigError for a path outside the grammar.
+        """
+        if path == self.report():
+            return "build_report", {}
+        inside = path.startswith(self.root + "/")
+        parts = path.removeprefix(self.root + "/").removesuffix(".parquet").split("/") if inside else []
+        match parts:
+            case ["base", base, "model"]:
+                kind = self.config["bases"][base]["kind"]
+                return ("make_base" if kind == "world" else "convert_base"), {"base": base}
+            case ["data", dataset]:
+                return "curate_data", {"dataset": dataset}
+            case ["data", dataset, "pairs", pairing]:
+                return "select_pairs", {"dataset": dataset, "pairing": pairing}
+            case ["data", _, "pairs", _, "reference", *scorer]:
+                return "score_reference", {"tail": "/".join(parts[:4]), "scorer": "/".join(scorer)}
+            case ["prompts", prompts]:
+                return "make_prompts", {"prompts": prompts}
+            case ["reward", reward, "model"]:
+                return "train_reward", {"reward": reward}
+            case ["sft", sft, "policy"]:
+                return f"{self.config['sft'][sft]['kind']}_sft", {"sft": sft}
+            case ["runs", run, iteration, "policy"]:
+                method = self.config["runs"][run]["method"]
+                return f"train_{method}", {"run": run, "n": iteration.removeprefix("iter")}
+            case ["sft", _, *tail] if tail:
+                return self._beneath("/".join(parts[:2]), tail, path)
+            case ["runs", _, _, *tail] if tail:
+                return self._beneath("/".join(parts[:3]), tail, path)
+        raise ConfigError(f"{path}: no artifact has this path. Hint: the Snakefile's first lines list all there are.")
+
+    def _beneath(self, policy: str, tail: list[str], path: str) -> tuple[str, dict[str, str]]:
+        """`maker` for what a policy generates; `tail` is the path beneath the policy."""
+        match tail:
+            case ["eval", benchmark]:
+                return "evaluate", {"policy": policy, "benchmark": benchmark}
+            case ["rollouts", sampling, prompts, *rest]:
+                where = {"policy": policy, "sampling": sampling, "prompts": prompts}
+                match rest:
+                    case [shard]:
+                        return "sample_rollouts", {**where, "shard": shard}
+                    case ["rewards", reward, shard]:
+                        verb = "score" if self.labeller(reward) else "verify"
+                        return f"{verb}_rollouts", {**where, "reward": reward, "shard": shard}
+                    case ["logprobs", *scorer, shard]:
+                        return "score_logprobs", {**where, "scorer": "/".join(scorer), "shard": shard}
+                    case ["pairs", reward, pairing]:
+                        return "build_pairs", {**where, "reward": reward, "pairing": pairing}
+                    case ["pairs", _, _, "reference", *scorer]:
+                        pairs = "/".join([policy, *tail[:6]])
+                        return "score_reference", {"tail": pairs, "scorer": "/".join(scorer)}
+        raise ConfigError(f"{path}: no artifact has this path. Hint: the Snakefile's first lines list all there are.")
 
     def inputs(self, path: str) -> list[str]:
         """The artifacts that the artifact at `path` is made from."""
-        if path == self.report():
-            return self.report_inputs()
-        parts = path.removeprefix(self.root + "/").removesuffix(".parquet").split("/")
-        if parts[0] == "base" or parts[0] == "prompts":
-            return []
-        if parts[0] == "data":
-            return self._data_inputs(parts)
-        if parts[0] == "reward":
-            block = self.config["rewards"][parts[1]]
-            return [self.model(block["init"]), self.dataset(block["dataset"]), self.dataset(block["heldout"])]
-        depth = 2 if parts[0] == "sft" else 3
-        policy, tail = "/".join(parts[:depth]), parts[depth:]
-        if tail == ["policy"]:
-            return self._policy_inputs(policy)
-        if tail[0] == "eval":
-            return self.evaluation_inputs(policy, tail[1])
-        sampling, prompts = tail[1], tail[2]
-        if len(tail) == 4:
-            return [self.policy(policy), self.prompts(prompts)]
-        kind, shard = tail[3], tail[-1]
-        own_shard = f"{self.root}/{policy}/rollouts/{sampling}/{prompts}/{shard}.parquet"
-        if kind == "rewards":
-            return [own_shard, *self.labeller(tail[4])]
-        if kind == "logprobs":
-            return [own_shard, self.policy("/".join(tail[4:-1]))]
-        if len(tail) == 6:
-            return [*self.rollouts(policy, sampling, prompts), *self.rewards(policy, sampling, prompts, tail[4])]
-        return [path.rsplit("/reference/", 1)[0] + ".parquet", self.policy("/".join(tail[7:]))]
-
-    def _data_inputs(self, parts: list[str]) -> list[str]:
-        if len(parts) == 2:
-            return []
-        if len(parts) == 4:
-            return [self.dataset(parts[1])]
-        return [f"{self.root}/data/{parts[1]}/pairs/{parts[3]}.parquet", self.policy("/".join(parts[5:]))]
-
-    def _policy_inputs(self, policy: str) -> list[str]:
-        if policy.startswith("sft/"):
-            block = self.config["sft"][policy.removeprefix("sft/")]
-            return [self.base(block["base"]), *([self.dataset(block["dataset"])] if block["kind"] == "train" else [])]
-        _, name, iteration = policy.split("/")
-        n = int(iteration.removeprefix("iter"))
-        found = [self.policy(self.start(name, n))]
-        if self.run(name, n)["method"] == "raft":
-            rollouts, rewards = self.best_of_sources(name, n)
-            return found + rollouts + rewards
-        return found + [path for source in self.pair_sources(name, n) for path in (source.pairs, source.reference)]
+        rule, own = self.maker(path)
+        match rule:
+            case "train_sft" | "adopt_sft":
+                block = self.config["sft"][own["sft"]]
+                dataset = [self.dataset(block["dataset"])] if rule == "train_sft" else []
+                return [self.base(block["base"]), *dataset]
+            case "train_reward":
+                block = self.config["rewards"][own["reward"]]
+                return [self.model(block["init"]), self.dataset(block["dataset"]), self.dataset(block["heldout"])]
+            case "sample_rollouts":
+                return [self.policy(own["policy"]), self.prompts(own["prompts"])]
+            case "score_rollouts" | "verify_rollouts" | "score_logprobs":
+                shard = (
+                    f"{self.root}/{own['policy']}/rollouts/{own['sampling']}/{own['prompts']}/{own['shard']}.parquet"
+                )
+                return [shard, *([self.policy(own["scorer"])] if "scorer" in own else self.labeller(own["reward"]))]
+            case "build_pairs":
+                where = own["policy"], own["sampling"], own["prompts"]
+                return [*self.rollouts(*where), *self.rewards(*where, own["reward"])]
+            case "select_pairs":
+                return [self.dataset(own["dataset"])]
+            case "score_reference":
+                return [f"{self.root}/{own['tail']}.parquet", self.policy(own["scorer"])]
+            case "train_dpo":
+                parts = self.pair_sources(own["run"], int(own["n"]))
+                tables = [table for part in parts for table in (part.pairs, part.reference)]
+                return [self.policy(self.start(own["run"], int(own["n"]))), *tables]
+            case "train_raft":
+                rollouts, rewards = self.best_of_sources(own["run"], int(own["n"]))
+                return [self.policy(self.start(own["run"], int(own["n"]))), *rollouts, *rewards]
+            case "evaluate":
+                return self.evaluation_inputs(own["policy"], own["benchmark"])
+            case "build_report":
+                return self.report_inputs()
+        return []  # bases, data sets and prompt sets come from outside
 
     def labeller(self, reward: str) -> list[str]:
         """The artifacts that a labeller itself is made of: its model, or nothing for a rule."""
@@ -389,10 +340,6 @@ class Plan:
         """The self-contained report."""
         return f"{self.root}/report.html"
 
-    def manifests(self, *artifacts: str) -> list[str]:
-        """The manifests of some artifacts."""
-        return [f"{path.removesuffix('.parquet')}.json" for path in artifacts]
-
     def report_inputs(self) -> list[str]:
         """What the report reads: every evaluation, every on-policy pair table, every reward model."""
         pairs = [
@@ -406,6 +353,11 @@ class Plan:
         models = [path for name in self.config["rewards"] if name in used for path in self.labeller(name)]
         return [*self.evaluations(), *dict.fromkeys(pairs), *models]
 
+    def report_manifests(self) -> list[str]:
+        """The manifests that the report takes its numbers from: those of its inputs and of every policy."""
+        artifacts = [*self.report_inputs(), *map(self.policy, self.policies())]
+        return [f"{path.removesuffix('.parquet')}.json" for path in artifacts]
+
     def target(self, name: str, n: int = 1) -> list[str]:
         """The files of a named target (sft, reward, iterN_policy, evaluation, …), with their closure.
 
@@ -416,6 +368,27 @@ class Plan:
         asked = self._target(name, self.config["run"], n)
         # Weights are asked for by name alone; nothing else that a person types needs the folders themselves.
         return [*self.closure(*asked), *(asked if name == "weights" else [])]
+
+    def asked(self, target: str) -> list[str]:
+        """The artifacts that a target of the command line ends in: a named one (iter3_policy), or a file by its path.
+
+        Raises ConfigError for anything else.
+        """
+        numbered = re.fullmatch(r"iter([0-9]+)_([a-z]+)", target)
+        if numbered:
+            return self._target(numbered[2], self.config["run"], int(numbered[1]))
+        if "/" in target:
+            return [self.artifact(target)]
+        return self._target(target, self.config["run"], 1)
+
+    def artifact(self, path: str) -> str:
+        """The artifact that a file is a part of: `path` itself, or what its manifest or its digests belong to."""
+        stem = re.sub(r"\.(json|sha256|parquet|html)$", "", path.rstrip("/"))
+        if f"{stem}.html" == self.report():
+            return self.report()
+        inside = stem.removeprefix(self.root + "/")
+        folder = re.fullmatch(r"(base|reward)/[^/]+/model|(sft/[^/]+|runs/[^/]+/[^/]+)/policy", inside)
+        return stem if folder else f"{stem}.parquet"
 
     def _target(self, name: str, run: str, n: int) -> list[str]:
         if name == "sft":
@@ -437,7 +410,7 @@ class Plan:
             return [self.report()]
         if name == "all":
             return [self.report(), *(self.policy(policy) for policy in self.policies())]
-        raise ConfigError(f"no target {name!r}")
+        raise ConfigError(f"no target {name!r}. Hint: `snakemake --list-rules` names them; a file is one too.")
 
     # Storage
 

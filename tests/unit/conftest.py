@@ -174,3 +174,47 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     clear()
+
+
+@pytest.fixture(scope="session")
+def make_up():
+    """Write made-up results for artifacts of a plan, with the manifests that the plan would write: make_up(plan)."""
+    from pathlib import Path
+
+    from scripts.lib import artifact, audit, settings
+    from scripts.lib.digest import code_digest, file_sha256
+
+    def one(plan, path):
+        place, (rule, wildcards) = Path(path), plan.maker(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.suffix:
+            place.write_text(f"contents of {path.removeprefix(plan.root)}")
+        else:
+            place.mkdir()
+            artifact.digests_path(place).write_text(f"digests of {path.removeprefix(plan.root)}")
+        inputs = [Path(name) for name in audit.read_by_its_stage(plan, path)]
+        manifest = {
+            "format": artifact.FORMAT,
+            "stage": rule,
+            "settings": json.loads(settings.of(plan, rule, **wildcards)),
+            "code": code_digest(rule),
+            "inputs": {
+                "all": [
+                    {
+                        "path": str(name.relative_to(plan.root)),
+                        "sha256": file_sha256(name if name.suffix else artifact.digests_path(name)),
+                    }
+                    for name in inputs
+                ]
+            },
+            "output": file_sha256(place if place.suffix else artifact.digests_path(place)),
+            "counts": {},
+            "metrics": {},
+        }
+        artifact.write_json(artifact.manifest_path(place), manifest)
+
+    def every(plan):
+        for path in plan.artifacts(*plan.asked("all")):
+            one(plan, path)
+
+    return every

@@ -13,6 +13,7 @@ from scripts.lib.config import load, merge, resolve
 from scripts.lib.digest import ROOT
 from scripts.lib.errors import ConfigError
 from scripts.lib.plan import Plan
+from scripts.lib.settings import of as settings_of
 
 SHIPPED = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "presets").glob("*.yaml"))]
 TEXT = """
@@ -159,7 +160,7 @@ def test_one_and_one_point_zero_give_the_same_settings(stage):
             "samplings__eight__k": number(8),
             "pairings__extremes__minimum_margin": number(0),
         }
-        return Plan(resolve(given(**changes))).settings(stage, **wildcards)
+        return settings_of(Plan(resolve(given(**changes))), stage, **wildcards)
 
     assert settings(int) == settings(float)
 
@@ -346,7 +347,7 @@ def test_an_iterations_own_settings_hold_in_that_iteration_only():
 
 @pytest.mark.parametrize(("value", "typed"), [("1e-4", 1e-4), (1, 1.0)])
 def test_an_iterations_own_numbers_are_typed_by_the_schema(value, typed):
-    settings = json.loads(each(learning_rate=value).settings("train_dpo", run="main", n="2"))
+    settings = json.loads(settings_of(each(learning_rate=value), "train_dpo", run="main", n="2"))
     assert json.dumps(settings["learning_rate"]) == json.dumps(typed)
 
 
@@ -399,6 +400,15 @@ def test_later_overlays_win_and_a_preset_replaces(tmp_path):
     config = load(preset, one, two)
     assert (config["seed"], config["runs"]["main"]["iterations"]) == (6, 5)
     assert set(config["runs"]) == {"main", "offline", "raft"}
+
+
+def test_what_the_command_line_says_lies_over_all_files(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("run: offline\nseed: 5\n")
+    config = load(overlay, said={"run": "raft", "runs": {"raft": {"raft": {"epochs": "3"}}}})
+    assert (config["preset"], config["run"], config["seed"]) == ("tiny", "raft", 5)
+    assert config["runs"]["raft"]["raft"]["epochs"] == 3.0
+    assert load(said={"run": "raft"})["run"] == "raft"
 
 
 def test_merge_lays_mappings_over_mappings_and_replaces_everything_else():

@@ -12,6 +12,7 @@ from scripts.lib.config import Config, load, resolve
 from scripts.lib.digest import ROOT
 from scripts.lib.errors import ConfigError
 from scripts.lib.plan import PairSource, Plan
+from scripts.lib.settings import of as settings_of
 
 TINY = load(ROOT / "config" / "config.yaml")
 T = "results/tiny"
@@ -115,7 +116,7 @@ def test_a_mix_adds_curated_pairs_after_the_runs_own_with_their_weight():
         f"{T}/data/annotations/pairs/as_given/reference/sft/tiny.parquet",
         0.5,
     )
-    assert json.loads(main_run(mix=MIX).settings("train_dpo", run="main", n="1"))["sources"] == [
+    assert json.loads(settings_of(main_run(mix=MIX), "train_dpo", run="main", n="1"))["sources"] == [
         ["sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.parquet", 1.0],
         ["data/annotations/pairs/as_given.parquet", 0.5],
     ]
@@ -149,7 +150,7 @@ def test_five_betas_share_everything_before_the_first_training():
     assert len({tuple(p.rollouts(*p.sampled(name, 1))) for name in names}) == 1
     assert len({tuple(p.rewards(*p.sampled(name, 1), "bt")) for name in names}) == 1
     assert len({tuple(p.pair_sources(name, 1)) for name in names}) == 1
-    assert len({p.settings("train_dpo", run=name, n="1") for name in names}) == 5
+    assert len({settings_of(p, "train_dpo", run=name, n="1") for name in names}) == 5
     one = p.closure(*(p.policy(f"runs/{name}/iter1") for name in names[:1]))
     five = p.closure(*(p.policy(f"runs/{name}/iter1") for name in names))
     assert sorted(set(five) - set(one)) == [
@@ -198,7 +199,7 @@ def test_a_target_ends_at_its_stage(name, n, last, absent):
 
 def test_all_is_the_report_and_every_policy():
     files = plan().target("all")
-    for run, iterations in (("main", 3), ("offline", 1), ("offline_1800", 1), ("raft", 2)):
+    for run, iterations in (("main", 3), ("offline", 1), ("offline_1800", 1), ("raft", 1)):
         for n in range(1, iterations + 1):
             assert f"{T}/runs/{run}/iter{n}/policy.sha256" in files
             assert f"{T}/runs/{run}/iter{n}/eval/heldout.parquet" in files
@@ -216,8 +217,8 @@ def test_no_target_names_a_weight_folder_and_every_artifact_comes_with_its_manif
 
 def test_a_target_acts_on_the_run_that_the_configuration_names():
     p = plan(lambda config: config.update(run="raft"))
-    assert f"{T}/runs/raft/iter2/policy.sha256" in p.target("policy", 2)
-    assert not [path for path in p.target("policy", 2) if "/runs/main/" in path]
+    assert f"{T}/runs/raft/iter1/policy.sha256" in p.target("policy", 1)
+    assert not [path for path in p.target("policy", 1) if "/runs/main/" in path]
 
 
 @pytest.mark.parametrize("name", ["rollouts", "rewards", "pairs"])
@@ -273,57 +274,114 @@ def test_the_inputs_of_every_artifact_of_all_are_in_all_too():
         assert artifact not in p.inputs(artifact)
 
 
+@pytest.mark.parametrize("name", ["tiny_all", "tiny_offline_1800_iter1_policy", "smollm2_135m_cpu_all"])
+def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(name):
+    preset = "config.yaml" if name.startswith("tiny") else "presets/smollm2_135m_cpu.yaml"
+    p = Plan(load(ROOT / "config" / preset))
+    lines = (ROOT / "tests" / "plan" / "golden" / f"{name}.txt").read_text().splitlines()
+    jobs = [line.split(" ") for line in lines if " " in line]
+    assert len(jobs) > 6
+    assert [p.maker(path)[0] for _, path in jobs] == [rule for rule, _ in jobs]
+    assert [p.artifact(path) for _, path in jobs] == [path for _, path in jobs]
+
+
+@pytest.mark.parametrize(
+    ("path", "rule", "wildcards"),
+    [
+        ("base/world/model", "make_base", {"base": "world"}),
+        ("sft/tiny/policy", "train_sft", {"sft": "tiny"}),
+        ("runs/raft/iter2/policy", "train_raft", {"run": "raft", "n": "2"}),
+        ("prompts/requests-3.parquet", "make_prompts", {"prompts": "requests-3"}),
+        ("data/annotations/pairs/as_given.parquet", "select_pairs", {"dataset": "annotations", "pairing": "as_given"}),
+        (
+            "data/annotations/pairs/as_given/reference/runs/main/iter1.parquet",
+            "score_reference",
+            {"tail": "data/annotations/pairs/as_given", "scorer": "runs/main/iter1"},
+        ),
+        (
+            "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst/reference/sft/tiny.parquet",
+            "score_reference",
+            {"tail": "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst", "scorer": "sft/tiny"},
+        ),
+        (
+            "sft/tiny/rollouts/evaluation/heldout-1/rewards/gold/0.parquet",
+            "verify_rollouts",
+            {
+                "policy": "sft/tiny",
+                "sampling": "evaluation",
+                "prompts": "heldout-1",
+                "reward": "gold",
+                "shard": "0",
+            },
+        ),
+        (
+            "runs/main/iter1/rollouts/evaluation/heldout-1/logprobs/sft/tiny/12.parquet",
+            "score_logprobs",
+            {
+                "policy": "runs/main/iter1",
+                "sampling": "evaluation",
+                "prompts": "heldout-1",
+                "scorer": "sft/tiny",
+                "shard": "12",
+            },
+        ),
+        ("runs/main/iter3/eval/heldout.parquet", "evaluate", {"policy": "runs/main/iter3", "benchmark": "heldout"}),
+        ("report.html", "build_report", {}),
+    ],
+)
+def test_an_artifact_is_made_by_this_rule_with_these_wildcards(path, rule, wildcards):
+    assert plan().maker(f"{T}/{path}") == (rule, wildcards)
+
+
+@pytest.mark.parametrize("path", [f"{T}/no/such/thing", f"{T}/sft/tiny", "elsewhere/sft/tiny/policy", f"{T}/runs/a/b"])
+def test_a_path_outside_the_grammar_is_refused(path):
+    with pytest.raises(ConfigError, match=rf"{path}: no artifact has this path\. Hint: "):
+        plan().maker(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "artifact"),
+    [
+        ("sft/tiny/policy.json", "sft/tiny/policy"),
+        ("runs/main/iter1/policy.sha256", "runs/main/iter1/policy"),
+        ("runs/main/iter1/policy/", "runs/main/iter1/policy"),
+        ("reward/bt/model.json", "reward/bt/model"),
+        ("prompts/requests-1.json", "prompts/requests-1.parquet"),
+        ("report.json", "report.html"),
+        ("data/policy/pairs/model.json", "data/policy/pairs/model.parquet"),
+    ],
+)
+def test_a_manifest_and_digests_belong_to_their_artifact(file, artifact):
+    assert plan().artifact(f"{T}/{file}") == f"{T}/{artifact}"
+
+
+def test_a_target_of_the_command_line_is_a_name_or_a_file():
+    p = plan()
+    assert p.asked("iter3_policy") == [f"{T}/runs/main/iter3/policy"]
+    assert p.asked("sft") == p.asked(f"{T}/sft/tiny/policy.json") == [f"{T}/sft/tiny/policy"]
+    with pytest.raises(ConfigError, match="no target 'nothing'"):
+        p.asked("nothing")
+
+
+def test_artifacts_stand_after_all_that_they_are_made_from():
+    p = plan()
+    found = p.artifacts(*p.asked("all"))
+    assert len(found) == len(set(found))
+    assert p.closure(*p.asked("all")) == p.target("all")
+    for i, path in enumerate(found):
+        assert set(p.inputs(path)) <= set(found[:i])
+
+
 # Settings: what reaches which stage
 
 
 def settings(p: Plan) -> dict[str, str]:
     """The settings string of every job of `all`, by artifact, and the stage of each as its key's first word."""
     jobs = {}
-    for path in [p.report(), *p.target("all")]:
-        artifact = path.removesuffix(".sha256") if path.endswith(".sha256") else path
-        if path.endswith(".json"):
-            continue
-        stage, wildcards = job(p, artifact)
-        jobs[f"{stage} {artifact.removeprefix(p.root + '/')}"] = p.settings(stage, **wildcards)
+    for artifact in p.artifacts(*p.asked("all")):
+        stage, wildcards = p.maker(artifact)
+        jobs[f"{stage} {artifact.removeprefix(p.root + '/')}"] = settings_of(p, stage, **wildcards)
     return jobs
-
-
-def job(p: Plan, path: str) -> tuple[str, dict[str, str]]:
-    """Stage and wildcards of the job that makes an artifact, as the rules say."""
-    if path == p.report():
-        return "build_report", {}
-    parts = path.removeprefix(p.root + "/").removesuffix(".parquet").split("/")
-    kinds = p.config
-    match parts:
-        case ["base", base, "model"]:
-            return ("make_base" if kinds["bases"][base]["kind"] == "world" else "convert_base"), {"base": base}
-        case ["data", dataset]:
-            return "curate_data", {"dataset": dataset}
-        case ["data", dataset, "pairs", pairing]:
-            return "select_pairs", {"dataset": dataset, "pairing": pairing}
-        case ["prompts", prompts]:
-            return "make_prompts", {"prompts": prompts}
-        case ["reward", reward, "model"]:
-            return "train_reward", {"reward": reward}
-        case ["sft", sft, "policy"]:
-            return f"{kinds['sft'][sft]['kind']}_sft", {"sft": sft}
-        case ["runs", run, iteration, "policy"]:
-            return f"train_{kinds['runs'][run]['method']}", {"run": run, "n": iteration.removeprefix("iter")}
-        case [*policy, "eval", benchmark]:
-            return "evaluate", {"policy": "/".join(policy), "benchmark": benchmark}
-        case [*_, "reference", ("sft" | "runs"), _] | [*_, "reference", "runs", _, _]:
-            return "score_reference", {"tail": path.split("/reference/")[0], "scorer": ""}
-        case [*policy, "rollouts", sampling, prompts, shard]:
-            wildcards = {"policy": "/".join(policy), "sampling": sampling, "prompts": prompts, "shard": shard}
-            return "sample_rollouts", wildcards
-        case [*_, "rewards", reward, shard]:
-            stage = "score_rollouts" if kinds["rewards"][reward]["kind"] == "bt" else "verify_rollouts"
-            return stage, {"reward": reward, "shard": shard}
-        case [*_, "pairs", reward, pairing]:
-            return "build_pairs", {"reward": reward, "pairing": pairing}
-        case _:
-            assert "logprobs" in parts, path
-            return "score_logprobs", {"shard": parts[-1]}
 
 
 BEFORE = settings(plan())
@@ -374,8 +432,7 @@ def test_every_stage_has_jobs_in_the_tiny_preset_but_those_of_adopted_and_conver
 MAIN = {f"train_dpo runs/main/iter{n}/policy" for n in (1, 2, 3)}
 SAMPLED = {
     f"sample_rollouts {policy}/rollouts/best_of_8/requests-{n}/0"
-    for n in (1, 2, 3)
-    for policy in {1: ["sft/tiny"], 2: ["runs/main/iter1", "runs/raft/iter1"], 3: ["runs/main/iter2"]}[n]
+    for n, policy in ((1, "sft/tiny"), (2, "runs/main/iter1"), (3, "runs/main/iter2"))
 }
 
 
@@ -410,7 +467,7 @@ SAMPLED = {
         ),
         pytest.param(
             put("runs", "raft", "raft", "learning_rate", 1e-4),
-            {f"train_raft runs/raft/iter{n}/policy" for n in (1, 2)},
+            {"train_raft runs/raft/iter1/policy"},
             id="RAFT's learning rate",
         ),
     ],
@@ -468,7 +525,7 @@ def test_the_top_level_seed_reaches_every_stage_that_draws_at_random_and_a_block
     drawing = {"make_base", "curate_data", "make_prompts", "train_sft", "train_reward", "sample_rollouts"}
     drawing |= {"build_pairs", "train_dpo", "train_raft", "evaluate"}
     assert stages(changed(put("seed", 9))) == drawing
-    assert json.loads(plan(put("sft", "tiny", "seed", 5)).settings("train_sft", sft="tiny"))["seed"] == 5
+    assert json.loads(settings_of(plan(put("sft", "tiny", "seed", 5)), "train_sft", sft="tiny"))["seed"] == 5
 
 
 def test_one_iteration_more_changes_no_settings_of_the_earlier_ones():
@@ -479,7 +536,7 @@ def test_one_iteration_more_changes_no_settings_of_the_earlier_ones():
 
 def test_the_first_training_starts_at_its_reference_and_later_ones_do_not():
     p = plan()
-    each = [json.loads(p.settings("train_dpo", run="main", n=str(n))) for n in (1, 2, 3)]
+    each = [json.loads(settings_of(p, "train_dpo", run="main", n=str(n))) for n in (1, 2, 3)]
     starts = [settings["start"] == settings["reference"] for settings in each]
     assert starts == [True, False, False]
 
@@ -493,7 +550,7 @@ def test_settings_are_one_line_of_canonical_json():
 def test_local_files_enter_settings_by_their_bytes_and_not_by_their_place(tmp_path):
     def dataset(folder):
         block = {"kind": "files", "type": "preferences", "path": str(folder), "pattern": "*.jsonl"}
-        return plan(put("datasets", "local", block)).settings("curate_data", dataset="local")
+        return settings_of(plan(put("datasets", "local", block)), "curate_data", dataset="local")
 
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -508,12 +565,12 @@ def test_local_files_enter_settings_by_their_bytes_and_not_by_their_place(tmp_pa
 def test_a_source_without_files_is_refused_with_its_key(tmp_path):
     block = {"kind": "files", "type": "preferences", "path": str(tmp_path), "pattern": "*.jsonl"}
     with pytest.raises(ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'\. Hint: "):
-        plan(put("datasets", "local", block)).settings("curate_data", dataset="local")
+        settings_of(plan(put("datasets", "local", block)), "curate_data", dataset="local")
 
 
 def test_planning_imports_neither_torch_nor_transformers_nor_snakemake():
     code = (
-        "import sys; from pathlib import Path; from scripts.lib import config, plan\n"
+        "import sys; from pathlib import Path; from scripts.lib import audit, config, explain, plan\n"
         "plan.Plan(config.load(Path('config/config.yaml'))).target('all')\n"
         "print(sorted({'torch', 'transformers', 'trl', 'snakemake', 'polars', 'numpy'} & set(sys.modules)))"
     )

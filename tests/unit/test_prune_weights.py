@@ -6,7 +6,7 @@ import json
 import pytest
 
 from scripts import prune_weights
-from scripts.lib import artifact
+from scripts.lib import artifact, settings
 from scripts.lib.config import load
 from scripts.lib.digest import ROOT
 from scripts.lib.plan import Plan
@@ -32,14 +32,15 @@ def root(config, tmp_path):
     for name in ("base/world/model", "reward/bt/model", "sft/tiny/policy"):
         make(root, name)
     for n in (1, 2, 3):
-        settings = json.loads(plan.settings("train_dpo", run="main", n=str(n)))
-        make(root, f"runs/main/iter{n}/policy", "train_dpo", settings, start=[f"{plan.start('main', n)}/policy"])
+        planned = json.loads(settings.of(plan, "train_dpo", run="main", n=str(n)))
+        make(root, f"runs/main/iter{n}/policy", "train_dpo", planned, start=[f"{plan.start('main', n)}/policy"])
     for n in (1, 2, 3):
         weights = f"runs/main/iter{n}/policy"
         for path in plan.readers()[plan.policy(f"runs/main/iter{n}")]:
             name = path.removeprefix(f"{root}/")
             if name.endswith(".parquet"):
-                make(root, name, settings=json.loads(prune_weights.planned_settings(plan, path)), policy=[weights])
+                rule, wildcards = plan.maker(path)
+                make(root, name, settings=json.loads(settings.of(plan, rule, **wildcards)), policy=[weights])
     return root
 
 
@@ -141,19 +142,3 @@ def test_a_broken_manifest_stops_it_with_a_hint(config, root, capsys):
     assert code == 2
     assert "policy.json: Expecting property name" in said[0]
     assert said[-1].startswith("Hint: ")
-
-
-def test_settings_of_what_is_made_from_weights_are_the_plans_own(config):
-    config["runs"]["main"] |= {"reference": "previous"}
-    config["runs"] |= {"reference": copy.deepcopy(config["runs"]["main"])}
-    plan = Plan(config)
-    place = f"{plan.root}/runs/reference/iter1/rollouts/best_of_8/requests-2"
-    wildcards = {"policy": "runs/reference/iter1", "sampling": "best_of_8", "prompts": "requests-2", "shard": "0"}
-    for path, settings in {
-        f"{place}/0.parquet": plan.settings("sample_rollouts", **wildcards),
-        f"{place}/pairs/bt/best_worst/reference/runs/reference/iter1.parquet": plan.settings("score_reference"),
-        f"{place}/pairs/bt/best_worst/reference/sft/tiny.parquet": plan.settings("score_reference"),
-        f"{place}/logprobs/sft/tiny/0.parquet": plan.settings("score_logprobs"),
-        plan.policy("runs/reference/iter2"): plan.settings("train_dpo", run="reference", n="2"),
-    }.items():
-        assert prune_weights.planned_settings(plan, path) == settings

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lib import config, errors
+from scripts.lib import config, errors, settings
 from scripts.lib.digest import ROOT
 from scripts.lib.plan import Plan
 
@@ -61,12 +61,15 @@ def test_rules_without_a_shell_are_targets_only():
     assert set(RULES) - set(WORKING) - set(TOOLS) == targets
 
 
-def test_the_rules_that_make_nothing_run_where_the_person_is_and_quote_their_values():
-    assert set(TOOLS) == {"verify", "prune"}
+def test_the_rules_that_make_nothing_always_run_where_the_person_is_and_quote_their_values():
+    assert set(TOOLS) == {"audit", "verify", "prune"}
     for rule in TOOLS.values():
+        assert "input" not in rule
         assert rule["localrule"].strip() == "True"
         line = ast.literal_eval(f"({rule['shell'].strip()})")
+        assert (ROOT / "scripts" / f"{re.match(r'python -m scripts.(.*?) ', line)[1]}.py").is_file()
         assert [field for field in re.findall(r"\{[^{}]*\}", line) if not field.endswith(":q}")] == []
+        assert line.endswith(" 2> {log:q}")
 
 
 def test_the_workflow_has_these_stages():
@@ -110,7 +113,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
     assert params.pop("runtime", "RUNTIME") == "RUNTIME"
     assert params.pop("results") == "RESULTS"
     assert params == {"settings": f"settings('{name}')", "code": f"code_digest('{name}')"}
-    assert hasattr(PLAN, f"_{name}")
+    assert callable(getattr(settings, name))
 
 
 @each_working
@@ -184,6 +187,7 @@ def test_snakemake_records_settings_and_code_and_not_the_runtime_keys(common):
     assert recorded("settings", "code") == ["'code'", "'settings'"]
     assert recorded("settings", "code", common.RUNTIME) == recorded("settings", "code")
     assert recorded(common.RUNTIME) == []
+    assert recorded(common.RESULTS) == []
 
 
 def test_the_runtime_keys_are_no_string_but_print_as_json(common):
@@ -199,7 +203,7 @@ def test_the_runtime_keys_reach_the_shell_quoted(common):
 
 def test_settings_are_a_function_of_a_jobs_wildcards(common):
     wildcards = {"run": "main", "n": "2"}
-    assert common.settings("train_dpo")(wildcards) == PLAN.settings("train_dpo", **wildcards)
+    assert common.settings("train_dpo")(wildcards) == settings.of(PLAN, "train_dpo", **wildcards)
 
 
 def test_complaints_of_the_plan_become_errors_of_the_workflow(common):

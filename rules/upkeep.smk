@@ -1,6 +1,7 @@
-"""What lies on disk: verify every byte, prune the weights that no run keeps, train them again.
+"""Upkeep: what a person asks for by name, and nothing depends on. Not a part of `all`; always runs.
 
-In: everything under the results, by its manifests. Out: nothing; `prune` removes folders of weights.
+`audit` compares results with the plan and `verify` with their manifests; `prune` deletes weights that no run keeps, and
+`weights` makes them again.
 """
 
 
@@ -49,3 +50,18 @@ rule weights:
                 1, PLAN.config["runs"][PLAN.config["run"]]["iterations"] + 1
             )
         ],
+
+
+rule audit:
+    log:
+        "<logs>/audit.log",
+    localrule: True
+    conda:
+        "../envs/train.yaml"
+    params:
+        # The configuration as it was given: an error then shows a line that can be run by hand.
+        configfile=workflow.config_settings.configfiles,
+        config=canonical_json(dict(workflow.config_settings.config)),
+    shell:
+        "python -m scripts.audit_results --configfile {params.configfile:q}"
+        " --config {params.config:q} 2> {log:q}"

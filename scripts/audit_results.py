@@ -1,0 +1,44 @@
+"""`snakemake audit`: does every artifact on disk agree with the plan? What differs is told in words.
+
+Snakemake decides by its own records in .snakemake and trusts files that it has no record of. Where the records were
+lost, or the results came from elsewhere without them, the manifests still say what each artifact was made with.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from scripts.lib import audit, config
+from scripts.lib.plan import Plan
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print what differs; 0 where nothing does, 2 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.audit_results", description=__doc__)
+    parser.add_argument("--configfile", nargs="*", type=Path, default=[], help="a preset, overlays; as for Snakemake")
+    parser.add_argument("--config", default="{}", help="JSON: what lies over them")
+    args = parser.parse_args(argv)
+    plan = Plan(config.load(*args.configfile, said=json.loads(args.config)))
+    artifacts = plan.artifacts(*plan.asked("all"))
+    there = [path for path in artifacts if audit.made(path)]
+    differ = {path: words for path in there if (words := audit.differences(plan, path))}
+    for path, words in differ.items():
+        print(f"{path}: {'; '.join(words)}")
+    notes = [f"{len(artifacts) - len(there)} of {len(artifacts)} not made yet"] if len(there) < len(artifacts) else []
+    pruned = sum(audit.pruned(plan, path) for path in there)
+    notes += [f"weights of {pruned} pruned"] if pruned else []
+    more = f" ({'; '.join(notes)})" if notes else ""
+    if not differ:
+        print(f"{len(there)} artifacts agree with the plan{more}")
+        return 0
+    print(f"{len(differ)} of {len(there)} artifacts differ from the plan{more}")
+    print(
+        "Hint: Snakemake makes again what its records in .snakemake say differs. Where it lists nothing, delete the "
+        "manifests (X.json) of these artifacts and run `snakemake all`, or restore what they were made with."
+    )
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

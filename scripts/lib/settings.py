@@ -1,0 +1,151 @@
+"""The settings of every stage: what decides its result, and nothing else. No torch, no Snakemake.
+
+One function for each stage, named like it. It takes the plan and the wildcards of the stage's rule, and leaves aside
+those that it has no use for.
+"""
+
+from scripts.lib import sources
+from scripts.lib.artifact import canonical_json
+from scripts.lib.checks import Config
+from scripts.lib.errors import ConfigError
+from scripts.lib.plan import Plan
+
+
+def of(plan: Plan, stage: str, **wildcards: str) -> str:
+    """One canonical JSON string with the scientific settings of a stage's job.
+
+    One string, because Snakemake compares parameters as an unnamed set and would miss two values swapped. Raises
+    ConfigError for what the configuration does not have, and for a source whose files are not there.
+    """
+    return canonical_json(globals()[stage](plan, **wildcards))
+
+
+def make_base(plan: Plan, base: str) -> Config:
+    """A base model from random weights."""
+    return {**_seeded(plan, plan.config["bases"][base], "kind"), "dtype": plan.config["dtype"]}
+
+
+def convert_base(plan: Plan, base: str) -> Config:
+    """A base model from a package's file or a local folder."""
+    block = plan.config["bases"][base]
+    if block["kind"] == "gguf":
+        return {**block, "dtype": plan.config["dtype"]}
+    digests = sources.digest(block["path"], "*", f"bases.{base}.path")
+    return {"kind": "folder", "license": block["license"], "files": digests, "dtype": plan.config["dtype"]}
+
+
+def curate_data(plan: Plan, dataset: str) -> Config:
+    """A data set."""
+    return _source(plan, plan.config["datasets"][dataset], f"datasets.{dataset}.path")
+
+
+def make_prompts(plan: Plan, prompts: str) -> Config:
+    """The prompt set SET-N."""
+    name, _, number = prompts.rpartition("-")
+    block = plan.config["prompts"].get(name)
+    if block is None:
+        raise ConfigError(
+            f"prompt set {name!r} is not in the config. Hint: it has {', '.join(plan.config['prompts'])}."
+        )
+    return {**_source(plan, block, f"prompts.{name}.path", "shard_prompts"), "number": int(number)}
+
+
+def train_sft(plan: Plan, sft: str) -> Config:
+    """An SFT policy that is trained."""
+    return {**_seeded(plan, plan.config["sft"][sft], "kind"), "dtype": plan.config["dtype"]}
+
+
+def adopt_sft(plan: Plan, sft: str) -> Config:
+    """A base model as it is."""
+    return {}
+
+
+def train_reward(plan: Plan, reward: str) -> Config:
+    """A reward model; which table plays which role stands here too, as Snakemake would miss a swap of inputs."""
+    return {**_seeded(plan, plan.config["rewards"][reward], "kind"), "dtype": plan.config["dtype"]}
+
+
+def sample_rollouts(plan: Plan, policy: str, sampling: str, prompts: str, shard: str) -> Config:
+    """One shard of a policy's responses."""
+    block = plan.config["prompts"][prompts.rsplit("-", 1)[0]]
+    own = {"shard": int(shard), "shard_prompts": block["shard_prompts"], "dtype": plan.config["dtype"]}
+    return {**_seeded(plan, plan.config["samplings"][sampling]), **own}
+
+
+def score_rollouts(plan: Plan, **_: str) -> Config:
+    """Rewards by a model."""
+    return {"dtype": plan.config["dtype"]}
+
+
+def verify_rollouts(plan: Plan, reward: str, **_: str) -> Config:
+    """Rewards by a rule."""
+    return {"verifier": plan.config["rewards"][reward]["verifier"]}
+
+
+def score_logprobs(plan: Plan, **_: str) -> Config:
+    """Log-probabilities under another policy."""
+    return {"dtype": plan.config["dtype"]}
+
+
+def build_pairs(plan: Plan, pairing: str, **_: str) -> Config:
+    """Pairs of a policy's own responses."""
+    return _seeded(plan, plan.config["pairings"][pairing])
+
+
+def select_pairs(plan: Plan, pairing: str, **_: str) -> Config:
+    """Curated pairs."""
+    block = plan.config["pairings"][pairing]
+    return {"size": block["size"], "minimum_margin": block["minimum_margin"]}
+
+
+def score_reference(plan: Plan, **_: str) -> Config:
+    """Reference log-probabilities of pairs."""
+    return {"dtype": plan.config["dtype"]}
+
+
+def train_dpo(plan: Plan, run: str, n: str) -> Config:
+    """One DPO step; its tables stand here with their weights, in order, for the same reason as in train_reward."""
+    parts = plan.pair_sources(run, int(n))
+    own = {
+        "start": plan.start(run, int(n)),
+        "reference": plan.reference(run, int(n)),
+        "sources": [[part.pairs.removeprefix(plan.root + "/"), part.weight] for part in parts],
+        "dtype": plan.config["dtype"],
+    }
+    return {**_seeded(plan, plan.run(run, int(n))["dpo"]), **own}
+
+
+def train_raft(plan: Plan, run: str, n: str) -> Config:
+    """One RAFT step."""
+    return {**_seeded(plan, plan.run(run, int(n))["raft"]), "dtype": plan.config["dtype"]}
+
+
+def evaluate(plan: Plan, benchmark: str, **_: str) -> Config:
+    """One policy on held-out prompts."""
+    return _seeded(plan, plan.config["evaluation"][benchmark], "prompts", "sampling")
+
+
+def build_report(plan: Plan) -> Config:
+    """The report. Runs stand longest first, then by name: the order of keys in a configuration means nothing."""
+    runs = plan.config["runs"]
+    names = sorted(runs, key=lambda name: (-runs[name]["iterations"], name))
+    return {
+        "preset": plan.config["preset"],
+        "runs": [[name, runs[name]["method"], plan.policies([name])] for name in names],
+        "benchmarks": {name: block["rewards"] for name, block in plan.config["evaluation"].items()},
+    }
+
+
+def _seeded(plan: Plan, block: Config, *without: str) -> Config:
+    """A block with its own seed, or the configuration's, in place."""
+    own = block.get("seed")
+    kept = {key: value for key, value in block.items() if key not in without}
+    return {**kept, "seed": int(plan.config["seed"] if own is None else own)}
+
+
+def _source(plan: Plan, block: Config, key: str, *without: str) -> Config:
+    """A block that is made by the world, or read from files: then their bytes count and not their place."""
+    if block["kind"] == "world":
+        return _seeded(plan, block, *without)
+    kept = {name: value for name, value in block.items() if name not in (*without, "path")}
+    return {**kept, "files": sources.digest(block["path"], block["pattern"], key)}

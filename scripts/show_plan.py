@@ -1,0 +1,69 @@
+"""`make plan`: what `snakemake TARGET` would do and why, in a page: jobs, first causes, what is shared, time.
+
+Asks Snakemake itself by a dry run, and explains its answer from the manifests. Takes the target first, then any of
+Snakemake's options (--configfile, --config, …).
+"""
+
+import contextlib
+import io
+import subprocess
+import sys
+from typing import Any
+
+from scripts.lib import config, explain
+from scripts.lib.errors import ConfigError
+from scripts.lib.plan import Plan
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the page; Snakemake's own words and exit code where it fails."""
+    given = sys.argv[1:] if argv is None else argv
+    if set(given) & {"-h", "--help"}:
+        print(f"usage: python -m scripts.show_plan [TARGET …] [any option of Snakemake]\n\n{__doc__}")
+        return 0
+    dry_run = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", *given], capture_output=True, text=True, check=False
+    )
+    if dry_run.returncode != 0:
+        sys.stdout.write(dry_run.stdout)
+        sys.stderr.write(dry_run.stderr)
+        return dry_run.returncode
+    options = _options(given)
+    if options.quiet:
+        print("--quiet: a quiet dry run does not name its jobs.\nHint: leave the option out.", file=sys.stderr)
+        return 2
+    jobs, plan = explain.planned(dry_run.stdout), _plan(options)
+    targets = []
+    for target in options.targets or ["all"]:
+        with contextlib.suppress(ConfigError):  # a target that makes no artifact shares none
+            targets += plan.asked(target)
+    overlooked = explain.overlooked(plan, targets, jobs)
+    if not jobs:
+        print("Nothing would run.", *overlooked, sep="\n")
+        return 0
+    print(f"{explain.jobs_in_words(len(jobs))} would run, by the policy that their results lie beneath:\n")
+    print("\n".join(explain.table(plan, jobs)))
+    print("\nwhy:", *explain.causes_in_words(explain.causes(plan, jobs)), *overlooked, sep="\n  ")
+    if shared := explain.shared(plan, targets, jobs):
+        print("\nshared:", *shared, sep="\n  ")
+    print(f"\n{explain.cost_in_words(explain.cost(plan, targets, jobs), len(jobs))}")
+    return 0
+
+
+def _options(given: list[str]) -> Any:
+    """The command line as Snakemake parses it, profile included."""
+    from snakemake.cli import parse_args
+
+    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile, as the dry run has done
+        return parse_args(given)[1]
+
+
+def _plan(options: Any) -> Plan:
+    """The plan that the Snakefile makes of these options."""
+    from snakemake.cli import parse_config
+
+    return Plan(config.load(*(options.configfile or ()), said=parse_config(options.config)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
