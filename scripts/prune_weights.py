@@ -58,6 +58,22 @@ def unfinished(plan: Plan, reader: str, name: str, digest: str) -> str:
     return ""
 
 
+def kept_by(run: dict[str, Any]) -> set[int]:
+    """The iterations of a run whose weights stay on disk."""
+    if isinstance(run["keep"], list):
+        return set(run["keep"])
+    return {run["iterations"]} if run["keep"] == "last" else set(range(1, run["iterations"] + 1))
+
+
+def readers_of(plan: Plan) -> dict[str, list[str]]:
+    """For every artifact beneath the target `all`, the artifacts that are made directly from it."""
+    found: dict[str, set[str]] = {}
+    for path in plan.artifacts(*plan.asked("all")):
+        for below in plan.inputs(path):
+            found.setdefault(below, set()).add(path)
+    return {path: sorted(readers) for path, readers in found.items()}
+
+
 def remove(folder: Path) -> int:
     """Delete a folder, which is there whole or not at all for everyone else; return the bytes freed."""
     size = artifact.size(folder)
@@ -70,10 +86,10 @@ def remove(folder: Path) -> int:
 def prune(config: dict[str, Any]) -> None:
     """Free what can be freed under a resolved configuration, and print what went, what stayed and why."""
     plan = Plan(config)
-    readers = plan.readers()
+    readers = readers_of(plan)
     freed = 0
     for name, run in config["runs"].items():
-        kept = plan.kept(name)
+        kept = kept_by(run)
         for n in range(1, run["iterations"] + 1):
             policy = plan.iteration(name, n)
             folder = Path(plan.policy(policy))

@@ -411,25 +411,3 @@ class Plan:
         if name == "all":
             return [self.report(), *(self.policy(policy) for policy in self.policies())]
         raise ConfigError(f"no target {name!r}. Hint: `snakemake --list-rules` names them; a file is one too.")
-
-    # Storage
-
-    def kept(self, name: str) -> set[int]:
-        """The iterations of a run whose weights stay on disk."""
-        run = self.config["runs"][name]
-        if isinstance(run["keep"], list):
-            return set(run["keep"])
-        return {run["iterations"]} if run["keep"] == "last" else set(range(1, run["iterations"] + 1))
-
-    def readers(self) -> dict[str, list[str]]:
-        """For every artifact beneath the target `all`, the artifacts that are made directly from it."""
-        found: dict[str, list[str]] = {}
-        pending, seen = self._target("all", self.config["run"], 1), set[str]()
-        while pending:
-            path = pending.pop()
-            if path not in seen:
-                seen.add(path)
-                for below in self.inputs(path):
-                    found.setdefault(below, []).append(path)
-                    pending.append(below)
-        return {path: sorted(set(readers)) for path, readers in found.items()}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from scripts import prune_weights
 from scripts.lib.config import Config, load, resolve
 from scripts.lib.digest import ROOT
 from scripts.lib.errors import ConfigError
@@ -589,7 +590,7 @@ def keeping(keep):
     ("keep", "kept"), [("all", {1, 2, 3}), ("last", {3}), ([1], {1}), ([3, 1], {1, 3}), ([], set())], ids=str
 )
 def test_the_iterations_whose_weights_a_run_keeps(keep, kept):
-    assert plan(keeping(keep)).kept("main") == kept
+    assert prune_weights.kept_by(plan(keeping(keep)).config["runs"]["main"]) == kept
 
 
 def test_keeping_fewer_weights_changes_no_settings():
@@ -599,19 +600,22 @@ def test_keeping_fewer_weights_changes_no_settings():
 def test_the_readers_of_a_policys_weights_are_all_that_is_made_directly_from_them():
     p = plan()
     second = f"{T}/runs/main/iter2/rollouts"
-    assert p.readers()[p.policy("runs/main/iter1")] == [
+    assert prune_weights.readers_of(p)[p.policy("runs/main/iter1")] == [
         f"{T}/runs/main/iter1/rollouts/best_of_8/requests-2/0.parquet",
         f"{T}/runs/main/iter1/rollouts/evaluation/heldout-1/0.parquet",
         f"{T}/runs/main/iter2/policy",
     ]
-    assert f"{second}/evaluation/heldout-1/logprobs/sft/tiny/0.parquet" in p.readers()[p.policy("sft/tiny")]
-    assert p.policy("runs/offline/iter1") in p.readers()[p.policy("sft/tiny")]
+    assert (
+        f"{second}/evaluation/heldout-1/logprobs/sft/tiny/0.parquet"
+        in prune_weights.readers_of(p)[p.policy("sft/tiny")]
+    )
+    assert p.policy("runs/offline/iter1") in prune_weights.readers_of(p)[p.policy("sft/tiny")]
 
 
 def test_the_previous_policy_as_reference_reads_the_weights_too():
     p = plan(lambda config: config["runs"]["main"].update(reference="previous"))
     reference = f"{SECOND}/pairs/bt/best_worst/reference/runs/main/iter1.parquet"
-    assert reference in p.readers()[p.policy("runs/main/iter1")]
+    assert reference in prune_weights.readers_of(p)[p.policy("runs/main/iter1")]
 
 
 def test_weights_are_the_closure_with_the_folder_itself():

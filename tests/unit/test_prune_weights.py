@@ -36,7 +36,7 @@ def root(config, tmp_path):
         make(root, f"runs/main/iter{n}/policy", "train_dpo", planned, start=[f"{plan.start('main', n)}/policy"])
     for n in (1, 2, 3):
         weights = f"runs/main/iter{n}/policy"
-        for path in plan.readers()[plan.policy(f"runs/main/iter{n}")]:
+        for path in prune_weights.readers_of(plan)[plan.policy(f"runs/main/iter{n}")]:
             name = path.removeprefix(f"{root}/")
             if name.endswith(".parquet"):
                 rule, wildcards = plan.maker(path)
