@@ -10,6 +10,7 @@ import argparse
 import gc
 import json
 import os
+import platform
 import resource
 import shlex
 import sys
@@ -121,19 +122,29 @@ def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
 
 
 def _run_facts(job: Job, started: float) -> dict[str, Any]:
-    """What this run took: seconds, processor seconds, MiB at the peak, GPUs used, bytes made."""
+    """What this run took: seconds, processor and GPU seconds, MiB at the peak, bytes made, and on what hardware."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and job.runtime.get("device") != "cpu" and torch.cuda.is_available()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and on_gpu else []
     seconds = time.monotonic() - started
-    return artifact.volatile() | {
+    facts = {
         "seconds": round(seconds, 3),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
-        "gpus": torch.cuda.device_count() if torch and on_gpu else 0,
+        "cpus": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "gpus": len(gpus),
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
         "bytes": artifact.size(job.output),
         "runtime": job.runtime,
     }
+    if torch and gpus:
+        facts |= {
+            "gpu": gpus[0],
+            "gpu_seconds": round(seconds * len(gpus), 3),
+            "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
+        }
+    return artifact.volatile() | facts
 
 
 def _described(path: Path, root: Path) -> dict[str, str]:

@@ -216,7 +216,8 @@ def test_volatile_facts_stand_in_a_file_of_their_own(place):
     assert execute(runtime='{"device": "cpu"}') == 0
     facts = json.loads(Path("out/copied.run.json").read_text())
     assert {"finished", "host", "python", "packages", "git_commit", "git_dirty"} < set(facts)
-    assert {"seconds", "cpu_seconds", "peak_memory_mib"} < set(facts)
+    assert {"seconds", "cpu_seconds", "cpus", "machine", "peak_memory_mib"} < set(facts)
+    assert (facts["gpus"], facts["bytes"]) == (0, len("table"))
     assert facts["runtime"] == {"device": "cpu"}
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "copied.json",
