@@ -222,9 +222,16 @@ class Plan:
         return {**self._seeded(self.config["rewards"][reward], "kind"), "dtype": self.config["dtype"]}
 
     def _sample_rollouts(self, policy: str, sampling: str, prompts: str, shard: str) -> Config:
-        block = self.config["prompts"][prompts.rsplit("-", 1)[0]]
-        own = {"shard": int(shard), "shard_prompts": block["shard_prompts"], "dtype": self.config["dtype"]}
-        return {**self._seeded(self.config["samplings"][sampling]), **own}
+        block, shards = self.config["prompts"][prompts.rsplit("-", 1)[0]], self.shards(prompts)
+        if int(shard) not in shards:
+            raise ConfigError(
+                f"prompt set {prompts!r} has shards 0 to {shards[-1]}; there is no shard {shard}. "
+                f"Hint: size and shard_prompts of prompts.{prompts.rsplit('-', 1)[0]} decide."
+            )
+        # The rows, not the block's size: another size that leaves a shard its rows samples nothing again.
+        first = int(shard) * block["shard_prompts"]
+        rows = {"first": first, "prompts": min(block["shard_prompts"], block["size"] - first)}
+        return {**self._seeded(self.config["samplings"][sampling]), **rows, "dtype": self.config["dtype"]}
 
     def _score_rollouts(self, **_: str) -> Config:
         return {"dtype": self.config["dtype"]}
