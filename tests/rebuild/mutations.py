@@ -345,7 +345,7 @@ overlays({*swept(*FIVE), REPORT, "all"}, {"five betas": f"runs:\n{sweep(*FIVE)}"
 TABLE["five betas in an empty folder"] = Mutation(
     above(pairs(SFT, 1), reference(SFT, 1)) | evaluation(SFT) | {prompts("heldout-1")} | swept(*FIVE) | {REPORT, "all"},
     both(delete("results", ".snakemake"), config(without("runs"))),
-    overlay=f"runs:\n{sweep(*FIVE)}",
+    overlay=f"run: beta_1\nruns:\n{sweep(*FIVE)}",
 )
 TABLE["an empty folder"] = Mutation(EVERYTHING, delete("results", ".snakemake"))
 TABLE["the target iter1_policy of a new run"] = Mutation(
