@@ -28,7 +28,8 @@ def planned(builds, side_by_side, request, tmp_path_factory):
     lines = [f"{name:<80} {len(TABLE[name].wanted):>6} {len(found):>7}\n" for name, found in done.items()]
     table: Path = tmp_path_factory.mktemp("mutations") / "table.txt"
     table.write_text(f"{'mutation':<80} wanted planned\n{''.join(lines)}")
-    request.config.get_terminal_writer().line(f"\n{len(lines)} mutations with the numbers of their jobs: {table}")
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{len(lines)} mutations with the numbers of their jobs: {table}")
 
 
 def known(mutation: str) -> list:
