@@ -28,7 +28,7 @@ PLACE = re.compile(
 # Settings that decide the result, but that nobody asks for first.
 DETAILS = {
     "adam_beta2", "confidence", "dtype", "files", "initializer_range", "kind", "license", "max_prompt_tokens",
-    "resamples", "schedule", "shard", "shard_prompts", "top_p", "warmup_ratio", "weight_decay",
+    "resamples", "schedule", "first", "prompts", "top_p", "warmup_ratio", "weight_decay",
 }  # fmt: skip
 WIDTH = 40
 
@@ -176,7 +176,7 @@ def groups(reads: list[Read], nodes: dict[str, Node]) -> list[list[Read]]:
         manifest = nodes[read.path].manifest
         key = (read.path,)
         if name.isdecimal() and manifest:
-            same = {k: v for k, v in manifest["settings"].items() if k != "shard"}
+            same = {k: v for k, v in manifest["settings"].items() if k not in ("first", "prompts")}
             key = (folder, manifest["stage"], artifact.canonical_json(same))
         found.setdefault(key, []).append(read)
     return list(found.values())

@@ -54,11 +54,11 @@ def run(job: stage.Job) -> None:
     settings = job.settings
     device = models.prepare(job.runtime)
     everything = schemas.read_table(job.input("prompts"), schemas.PROMPTS).to_dicts()
-    first = settings["shard"] * settings["shard_prompts"]
-    prompts = everything[first : first + settings["shard_prompts"]]
-    if not prompts:
+    first, last = settings["first"], settings["first"] + settings["prompts"]
+    prompts = everything[first:last]
+    if len(prompts) < settings["prompts"]:
         raise InputError(
-            f"{job.input('prompts')}: shard {settings['shard']} is beyond its {len(everything)} prompts.\n"
+            f"{job.input('prompts')}: {len(everything)} prompts, of which this shard is rows {first} to {last}.\n"
             "Hint: the prompt set is shorter than its configured size; delete it and run Snakemake."
         )
     tokenizer = models.load_tokenizer(job.input("policy"))

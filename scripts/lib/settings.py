@@ -67,9 +67,17 @@ def train_reward(plan: Plan, reward: str) -> Config:
 
 def sample_rollouts(plan: Plan, policy: str, sampling: str, prompts: str, shard: str) -> Config:
     """One shard of a policy's responses."""
-    block = plan.config["prompts"][prompts.rsplit("-", 1)[0]]
-    own = {"shard": int(shard), "shard_prompts": block["shard_prompts"], "dtype": plan.config["dtype"]}
-    return {**_seeded(plan, plan.config["samplings"][sampling]), **own}
+    name = prompts.rsplit("-", 1)[0]
+    block, shards = plan.config["prompts"][name], plan.shards(prompts)
+    if int(shard) not in shards:
+        raise ConfigError(
+            f"prompt set {prompts!r} has shards 0 to {shards[-1]}; there is no shard {shard}. "
+            f"Hint: size and shard_prompts of prompts.{name} decide."
+        )
+    # The rows, not the block's size: another size that leaves a shard its rows samples nothing again.
+    first = int(shard) * block["shard_prompts"]
+    rows = {"first": first, "prompts": min(block["shard_prompts"], block["size"] - first)}
+    return {**_seeded(plan, plan.config["samplings"][sampling]), **rows, "dtype": plan.config["dtype"]}
 
 
 def score_rollouts(plan: Plan, **_: str) -> Config:

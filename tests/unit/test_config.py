@@ -6,6 +6,7 @@ import math
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from scripts.lib import config as configuration
 from scripts.lib.artifact import canonical_json
@@ -83,6 +84,10 @@ def complaint(config):
 
 
 # Defaults and types
+
+
+def test_the_schema_is_one():
+    Draft202012Validator.check_schema(configuration.schema())
 
 
 def test_defaults_are_filled_in_at_every_depth():

@@ -33,7 +33,7 @@ def results(tmp_path):
     add("prompts/asks-1.parquet", "make_prompts", {"number": 1})
     place = "sft/one/rollouts/eight/asks-1"
     for shard in range(2):
-        settings = {"k": 8, "temperatures": [1.0, 0.7], "shard": shard}
+        settings = {"k": 8, "temperatures": [1.0, 0.7], "first": 2 * shard, "prompts": 2}
         add(f"{place}/{shard}.parquet", "sample_rollouts", settings, {"responses": 16}, run=CLEAN,
             policy=["sft/one/policy"], prompts=["prompts/asks-1.parquet"])  # fmt: skip
         add(f"{place}/rewards/gold/{shard}.parquet", "verify_rollouts", rollouts=[f"{place}/{shard}.parquet"])
@@ -101,7 +101,7 @@ def test_results_lie_anywhere_even_in_folders_with_names_of_the_grammar(results,
 def test_shards_of_other_settings_are_not_folded(results, capsys):
     root, _ = results
     place = "sft/one/rollouts/eight/asks-1"
-    make(root, f"{place}/1.parquet", "sample_rollouts", {"k": 4, "shard": 1}, {"responses": 8})
+    make(root, f"{place}/1.parquet", "sample_rollouts", {"k": 4, "first": 2, "prompts": 2}, {"responses": 8})
     said = told(capsys, root / f"{place}/pairs/gold/best.parquet")[1]
     assert "0.parquet  sample_rollouts: k 8, temperatures [1, 0.7]; responses 16;" in said
     assert "1.parquet  sample_rollouts: k 4; responses 8;" in said

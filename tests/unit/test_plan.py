@@ -245,6 +245,15 @@ def test_an_iteration_out_of_range_is_refused_with_the_range(name, n):
     assert str(caught.value) == says
 
 
+def test_a_shard_out_of_range_is_refused_with_the_range():
+    p = plan(lambda config: config["prompts"]["requests"].update(shard_prompts=250))
+    given = {"policy": "sft/tiny", "sampling": "best_of_8", "prompts": "requests-1"}
+    found = [json.loads(settings_of(p, "sample_rollouts", shard=shard, **given)) for shard in "012"]
+    assert [(own["first"], own["prompts"]) for own in found] == [(0, 250), (250, 250), (500, 100)]
+    with pytest.raises(ConfigError, match=r"'requests-1' has shards 0 to 2; there is no shard 3\. Hint: "):
+        settings_of(p, "sample_rollouts", shard="3", **given)
+
+
 def test_an_unknown_run_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'mian' is not in the config\. Hint: it has main, offline"):
         plan().run("mian", 1)
@@ -483,9 +492,10 @@ def test_a_setting_changes_exactly_these_jobs(change, expected):
         (put("pairings", "best_worst", "length_penalty", 0.001), {"build_pairs"}),
         (put("evaluation", "heldout", "confidence", 0.9), {"evaluate"}),
         (put("samplings", "evaluation", "top_p", 0.9), {"sample_rollouts"}),
-        # The set is the same, and so is its table; which prompts a shard holds is a setting of who reads them.
-        (put("prompts", "requests", "shard_prompts", 700), {"sample_rollouts"}),
-        (put("prompts", "requests", "size", 601), {"make_prompts"}),
+        # The set is the same, and so is its table; which of its rows a shard holds is a setting of who reads them.
+        (put("prompts", "requests", "shard_prompts", 700), set()),
+        (put("prompts", "requests", "shard_prompts", 500), {"sample_rollouts"}),
+        (put("prompts", "requests", "size", 601), {"make_prompts", "sample_rollouts"}),
         (put("runs", "main", "start", "sft"), {"train_dpo"}),
         (put("samplings", "unused", {"k": 3}), set()),
         (put("run", "raft"), set()),

@@ -23,8 +23,8 @@ SETTINGS = {
     "max_new_tokens": 8,
     "record_logprobs": False,
     "seed": 1,
-    "shard": 0,
-    "shard_prompts": 5,
+    "first": 0,
+    "prompts": 5,
     "dtype": "float32",
 }
 
@@ -233,12 +233,12 @@ def test_finish_reasons_tell_whole_responses_from_cut_off_ones(sample, stops):
 def test_shards_with_a_remainder_hold_every_prompt_and_k_once(sample, capsys):
     # Defect 6: five prompts over blocks of two lost the fifth.
     _, whole, _, _ = sample(k=2)
-    parts = [sample(k=2, shard=shard, shard_prompts=2)[1] for shard in range(3)]
+    parts = [sample(k=2, first=first, prompts=count)[1] for first, count in ((0, 2), (2, 2), (4, 1))]
     assert [len(part) for part in parts] == [4, 4, 2]
     # In the same order, and with the same responses: a seed depends on prompt and k only.
     assert [row for part in parts for row in part] == whole
-    assert sample(k=2, shard=3, shard_prompts=2)[0] == 2
-    assert "shard 3 is beyond its 5 prompts" in capsys.readouterr().out
+    assert sample(k=2, first=4, prompts=2)[0] == 2
+    assert "5 prompts, of which this shard is rows 4 to 6" in capsys.readouterr().out
 
 
 def test_the_recorded_logprob_is_the_policys_own(sample, tmp_path, run_stage, policy):

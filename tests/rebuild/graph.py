@@ -1,0 +1,175 @@
+"""The jobs of the tiny preset and what each reads, written down by hand: the yardstick for what a change plans.
+
+Nothing here comes from scripts/lib/plan.py. A job is named as `tests.conftest.jobs` names it, by its rule and its first
+output. `GRAPH` maps a job to the jobs whose results it reads, and `below` follows it downstream.
+"""
+
+SFT = "sft/tiny"
+POLICIES = {
+    SFT: "train_sft results/tiny/sft/tiny/policy",
+    "runs/main/iter1": "train_dpo results/tiny/runs/main/iter1/policy",
+    "runs/main/iter2": "train_dpo results/tiny/runs/main/iter2/policy",
+    "runs/main/iter3": "train_dpo results/tiny/runs/main/iter3/policy",
+    "runs/offline/iter1": "train_dpo results/tiny/runs/offline/iter1/policy",
+    "runs/offline_1800/iter1": "train_dpo results/tiny/runs/offline_1800/iter1/policy",
+    "runs/raft/iter1": "train_raft results/tiny/runs/raft/iter1/policy",
+    "runs/raft/iter2": "train_raft results/tiny/runs/raft/iter2/policy",
+}
+REPORT = "build_report results/tiny/report.html"
+BASE = "make_base results/tiny/base/world/model"
+
+
+def data(name: str) -> str:
+    return f"curate_data results/tiny/data/{name}.parquet"
+
+
+def prompts(name: str) -> str:
+    return f"make_prompts results/tiny/prompts/{name}.parquet"
+
+
+def reward(name: str = "bt") -> str:
+    return f"train_reward results/tiny/reward/{name}/model"
+
+
+def select(pairing: str) -> str:
+    return f"select_pairs results/tiny/data/annotations/pairs/{pairing}.parquet"
+
+
+def curated_reference(pairing: str) -> str:
+    return f"score_reference results/tiny/data/annotations/pairs/{pairing}/reference/sft/tiny.parquet"
+
+
+def dpo(run: str, n: int) -> str:
+    return f"train_dpo results/tiny/runs/{run}/iter{n}/policy"
+
+
+def raft(n: int) -> str:
+    return f"train_raft results/tiny/runs/raft/iter{n}/policy"
+
+
+# Beneath a policy: `number` is the iteration that its rollouts train, None where they are for the evaluation.
+
+
+def _rollouts(policy: str, number: int | None, benchmark: str = "heldout") -> str:
+    tail = f"best_of_8/requests-{number}" if number else f"evaluation/{benchmark}-1"
+    return f"results/tiny/{policy}/rollouts/{tail}"
+
+
+def sample(policy: str, number: int | None, benchmark: str = "heldout") -> str:
+    return f"sample_rollouts {_rollouts(policy, number, benchmark)}/0.parquet"
+
+
+def score(policy: str, number: int | None, name: str = "bt", benchmark: str = "heldout") -> str:
+    return f"score_rollouts {_rollouts(policy, number, benchmark)}/rewards/{name}/0.parquet"
+
+
+def verify(policy: str, benchmark: str = "heldout") -> str:
+    return f"verify_rollouts {_rollouts(policy, None, benchmark)}/rewards/gold/0.parquet"
+
+
+def logprobs(policy: str, benchmark: str = "heldout") -> str:
+    return f"score_logprobs {_rollouts(policy, None, benchmark)}/logprobs/sft/tiny/0.parquet"
+
+
+def pairs(policy: str, number: int) -> str:
+    return f"build_pairs {_rollouts(policy, number)}/pairs/bt/best_worst.parquet"
+
+
+def reference(policy: str, number: int, scorer: str = SFT) -> str:
+    return f"score_reference {_rollouts(policy, number)}/pairs/bt/best_worst/reference/{scorer}.parquet"
+
+
+def evaluate(policy: str, benchmark: str = "heldout") -> str:
+    return f"evaluate results/tiny/{policy}/eval/{benchmark}.parquet"
+
+
+def evaluation(policy: str, benchmark: str = "heldout") -> set[str]:
+    """The five jobs that judge a policy; the SFT policy needs no log-probabilities of itself."""
+    return {
+        sample(policy, None, benchmark),
+        score(policy, None, benchmark=benchmark),
+        verify(policy, benchmark),
+        evaluate(policy, benchmark),
+        *([logprobs(policy, benchmark)] if policy != SFT else []),
+    }
+
+
+def _graph() -> dict[str, set[str]]:
+    sft = POLICIES[SFT]
+    graph = {
+        BASE: set(),
+        data("demonstrations"): set(),
+        data("annotations"): set(),
+        data("annotations_heldout"): set(),
+        prompts("heldout-1"): set(),
+        prompts("requests-1"): set(),
+        prompts("requests-2"): set(),
+        prompts("requests-3"): set(),
+        sft: {BASE, data("demonstrations")},
+        reward(): {sft, data("annotations"), data("annotations_heldout")},
+    }
+    # Offline: curated pairs, their reference pass, one training.
+    for run, pairing in (("offline", "as_given"), ("offline_1800", "as_given_1800")):
+        graph[select(pairing)] = {data("annotations")}
+        graph[curated_reference(pairing)] = {select(pairing), sft}
+        graph[dpo(run, 1)] = {sft, select(pairing), curated_reference(pairing)}
+    # Online: each iteration samples from the policy before it. RAFT shares what the SFT policy says with `main`.
+    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3), ("runs/raft/iter1", 2)):
+        graph[sample(policy, n)] = {POLICIES[policy], prompts(f"requests-{n}")}
+        graph[score(policy, n)] = {sample(policy, n), reward()}
+    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3)):
+        graph[pairs(policy, n)] = {sample(policy, n), score(policy, n)}
+        graph[reference(policy, n)] = {pairs(policy, n), sft}
+        graph[dpo("main", n)] = {POLICIES[policy], pairs(policy, n), reference(policy, n)}
+    for policy, n in ((SFT, 1), ("runs/raft/iter1", 2)):
+        graph[raft(n)] = {POLICIES[policy], sample(policy, n), score(policy, n)}
+    # Evaluation: every policy, compared with the SFT policy.
+    for policy, trained in POLICIES.items():
+        graph[sample(policy, None)] = {trained, prompts("heldout-1")}
+        graph[score(policy, None)] = {sample(policy, None), reward()}
+        graph[verify(policy)] = {sample(policy, None)}
+        graph[evaluate(policy)] = {sample(policy, None), score(policy, None), verify(policy)}
+        graph[evaluate(policy)] |= {score(SFT, None), verify(SFT)}
+        if policy != SFT:
+            graph[logprobs(policy)] = {sample(policy, None), sft}
+            graph[evaluate(policy)] |= {logprobs(policy)}
+    graph[REPORT] = set(graph)
+    return graph
+
+
+GRAPH = _graph()
+EVERYTHING = {*GRAPH, "all"}
+
+
+def of(rule: str) -> set[str]:
+    """The jobs of a rule."""
+    return {job for job in GRAPH if job.split()[0] == rule}
+
+
+def below(*jobs: str) -> set[str]:
+    """These jobs and all that reads their results, directly or through others, with the target `all`."""
+    assert set(jobs) <= GRAPH.keys(), set(jobs) - GRAPH.keys()
+    found = set(jobs)
+    while more := {job for job, reads in GRAPH.items() if reads & found} - found:
+        found |= more
+    return {*found, "all"}
+
+
+def above(*jobs: str) -> set[str]:
+    """These jobs and all that they read, directly or through others."""
+    found, pending = set[str](), list(jobs)
+    while pending:
+        job = pending.pop()
+        if job not in found:
+            found.add(job)
+            pending += GRAPH[job]
+    return found
+
+
+# What the targets need of it; `evaluation` is that of the first run.
+TARGETS = {
+    "iter3_policy": above(dpo("main", 3)),
+    "evaluation": above(*(evaluate(policy) for policy in (SFT, *(f"runs/main/iter{n}" for n in (1, 2, 3))))),
+    "report": set(GRAPH),
+    "all": set(GRAPH),
+}
