@@ -29,8 +29,6 @@ rule make_base:
 
 
 rule convert_base:
-    input:
-        source=lambda wildcards: planned(PLAN.source_files, "bases", wildcards.base),
     output:
         model=directory("<results>/base/{base}/model"),
         digests="<results>/base/{base}/model.sha256",
@@ -46,7 +44,8 @@ rule convert_base:
     params:
         settings=settings("convert_base"),
         code=code_digest("convert_base"),
+        source=source_files("bases", "base"),
         results=RESULTS,
     shell:
         "python -m scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
+        " --source {params.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

@@ -41,6 +41,20 @@ def planned(question, *args, **kwargs):
         raise WorkflowError(str(error)) from None
 
 
+def source_files(block, name):
+    """Params function: the local files of an entry of a config block, under the wildcard that names it.
+
+    No inputs, since Snakemake compares inputs by name: files that moved would send everything beneath them running. Their
+    digests stand in the settings, and the stage compares them with what it reads.
+    """
+    return lambda wildcards: [
+        Unrecorded(path)
+        for path in planned(
+            PLAN.source_files, block, getattr(wildcards, name).rsplit("-", 1)[0]
+        )
+    ]
+
+
 def only(names):
     """Wildcard constraint that matches exactly these names, and nothing if there are none."""
     return "|".join(re.escape(name) for name in names) or "(?!)"

@@ -5,10 +5,6 @@ In: nothing, or the local files named in config. Out: data/{dataset}.parquet, pr
 
 
 rule curate_data:
-    input:
-        source=lambda wildcards: planned(
-            PLAN.source_files, "datasets", wildcards.dataset
-        ),
     output:
         table="<results>/data/{dataset}.parquet",
         manifest="<results>/data/{dataset}.json",
@@ -19,17 +15,14 @@ rule curate_data:
     params:
         settings=settings("curate_data"),
         code=code_digest("curate_data"),
+        source=source_files("datasets", "dataset"),
         results=RESULTS,
     shell:
         "python -m scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
+        " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule make_prompts:
-    input:
-        source=lambda wildcards: planned(
-            PLAN.source_files, "prompts", wildcards.prompts.rsplit("-", 1)[0]
-        ),
     output:
         table="<results>/prompts/{prompts}.parquet",
         manifest="<results>/prompts/{prompts}.json",
@@ -40,7 +33,8 @@ rule make_prompts:
     params:
         settings=settings("make_prompts"),
         code=code_digest("make_prompts"),
+        source=source_files("prompts", "prompts"),
         results=RESULTS,
     shell:
         "python -m scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
-        " --source {input.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
+        " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -13,7 +13,6 @@ POLICIES = {
     "runs/offline/iter1": "train_dpo results/tiny/runs/offline/iter1/policy",
     "runs/offline_1800/iter1": "train_dpo results/tiny/runs/offline_1800/iter1/policy",
     "runs/raft/iter1": "train_raft results/tiny/runs/raft/iter1/policy",
-    "runs/raft/iter2": "train_raft results/tiny/runs/raft/iter2/policy",
 }
 REPORT = "build_report results/tiny/report.html"
 BASE = "make_base results/tiny/base/world/model"
@@ -114,15 +113,14 @@ def _graph() -> dict[str, set[str]]:
         graph[curated_reference(pairing)] = {select(pairing), sft}
         graph[dpo(run, 1)] = {sft, select(pairing), curated_reference(pairing)}
     # Online: each iteration samples from the policy before it. RAFT shares what the SFT policy says with `main`.
-    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3), ("runs/raft/iter1", 2)):
+    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3)):
         graph[sample(policy, n)] = {POLICIES[policy], prompts(f"requests-{n}")}
         graph[score(policy, n)] = {sample(policy, n), reward()}
     for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3)):
         graph[pairs(policy, n)] = {sample(policy, n), score(policy, n)}
         graph[reference(policy, n)] = {pairs(policy, n), sft}
         graph[dpo("main", n)] = {POLICIES[policy], pairs(policy, n), reference(policy, n)}
-    for policy, n in ((SFT, 1), ("runs/raft/iter1", 2)):
-        graph[raft(n)] = {POLICIES[policy], sample(policy, n), score(policy, n)}
+    graph[raft(1)] = {sft, sample(SFT, 1), score(SFT, 1)}
     # Evaluation: every policy, compared with the SFT policy.
     for policy, trained in POLICIES.items():
         graph[sample(policy, None)] = {trained, prompts("heldout-1")}

@@ -23,8 +23,8 @@ PHASES = {
     "select_pairs": [[select("as_given"), select("as_given_1800")]],
     "sample_rollouts": [
         [sample(SFT, 1), *(sample(policy, None) for policy in (SFT, "runs/offline/iter1", "runs/offline_1800/iter1"))],
-        [sample(policy, number) for policy in (MAIN[0], "runs/raft/iter1") for number in (2, None)],
-        [sample(MAIN[1], 3), sample(MAIN[1], None), sample("runs/raft/iter2", None)],
+        [sample(MAIN[0], 2), sample(MAIN[0], None), sample("runs/raft/iter1", None)],
+        [sample(MAIN[1], 3), sample(MAIN[1], None)],
         [sample(MAIN[2], None)],
     ],
     "train_dpo": [[dpo("main", 1), dpo("offline", 1), dpo("offline_1800", 1)], [dpo("main", 2)], [dpo("main", 3)]],

@@ -112,6 +112,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
     assert params.pop("runtime", "RUNTIME") == "RUNTIME"
     assert params.pop("results") == "RESULTS"
+    assert re.match(r"source_files\('(bases|datasets|prompts)', ", params.pop("source", "source_files('bases', "))
     assert params == {"settings": f"settings('{name}')", "code": f"code_digest('{name}')"}
     assert callable(getattr(settings, name))
 
