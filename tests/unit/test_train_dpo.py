@@ -362,7 +362,8 @@ def load(tables, weights, *parts, seed=1):
         SETTINGS | {"sources": [["pairs.parquet", weight] for weight in weights], "seed": seed},
         {},
         inputs,
-        Path("unused"),
+        output=Path("unused"),
+        work=Path("unused"),
     )
     return train_dpo.load_pairs(job, None), job.counts
 
