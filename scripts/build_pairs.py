@@ -121,9 +121,14 @@ def run(job: stage.Job) -> None:
 
 def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:
     """What a person asks of a pair table: margins, lengths in tokens, duplicates, truncation, reward spread."""
+    # In order: a mean over groups in any order differs in its last digit from run to run.
     table = pl.DataFrame([{key: row[key] for key in ("prompt_id", "response", "reward", "tokens")} for row in rows])
-    distinct = table.group_by("prompt_id").agg(pl.col("response").n_unique() / pl.len())["response"].mean()
-    spread = table.group_by("prompt_id").agg(pl.col("reward").std())["reward"].mean()
+    distinct = (
+        table.group_by("prompt_id", maintain_order=True)
+        .agg(pl.col("response").n_unique() / pl.len())["response"]
+        .mean()
+    )
+    spread = table.group_by("prompt_id", maintain_order=True).agg(pl.col("reward").std())["reward"].mean()
     count = len(pairs)
     return {
         "mean_margin": sum(pair["margin"] for pair in pairs) / count,

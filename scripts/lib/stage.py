@@ -71,6 +71,7 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
     print(f"# python -m scripts.{stage} {shlex.join(given)}", file=sys.stderr, flush=True)
     try:
         _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
+        gc.freeze()  # the interpreter would go through millions of objects once more before it ends: a second or two
     except InputError as error:
         # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
         for stream in {sys.stderr, sys.stdout}:

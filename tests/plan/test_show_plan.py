@@ -38,9 +38,11 @@ def test_a_quiet_dry_run_is_refused(checkout):
 
 def test_make_plan_passes_target_files_and_keys(checkout):
     given = ["TARGET=iter3_policy", "CONFIGFILE=a.yaml b.yaml", "CONFIG=run=raft"]
-    said = run(checkout, "make", "-n", "-o", ".venv/ready", "plan", *given).stdout.replace("\\\n", " ")
+    said = run(checkout, "make", "--no-print-directory", "-n", "-o", ".venv/ready", "plan", *given).stdout.replace(
+        "\\\n", " "
+    )
     assert " ".join(said.split()).endswith(
         "python -m scripts.show_plan iter3_policy --configfile a.yaml b.yaml --config run=raft"
     )
-    said = run(checkout, "make", "-n", "-o", ".venv/ready", "plan").stdout.replace("\\\n", " ")
+    said = run(checkout, "make", "--no-print-directory", "-n", "-o", ".venv/ready", "plan").stdout.replace("\\\n", " ")
     assert " ".join(said.split()).endswith("python -m scripts.show_plan all")
