@@ -19,6 +19,9 @@ class Unrecorded:
     def __str__(self):
         return self.text
 
+    def __repr__(self):
+        return "…"  # all that is recorded of it inside a list
+
 
 RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
 RESULTS = Unrecorded(PLAN.root)

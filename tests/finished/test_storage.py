@@ -126,6 +126,7 @@ def test_one_invocation_makes_what_lies_between_two_pruned_iterations_again_and_
     assert counts("weights") == {"train_dpo": 3, **between, "weights": 1}
 
 
+@pytest.mark.long
 def test_pruned_weights_are_made_again_with_the_same_bytes_and_nothing_else_is(pruned):
     before = snapshot(pruned / T)
     said = run(pruned, "python", "-m", "scripts.build_in_phases", "weights").stdout
@@ -137,6 +138,7 @@ def test_pruned_weights_are_made_again_with_the_same_bytes_and_nothing_else_is(p
     assert planned(pruned, "all") == []
 
 
+@pytest.mark.long
 def test_a_phase_that_makes_the_same_bytes_sends_nothing_running(scratch_build):
     """The report reads manifests, which name the code; so it alone is made again beside the step itself."""
     script = scratch_build / "scripts" / "train_sft.py"
