@@ -83,6 +83,12 @@ def written_beside(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def sweep(artifact: Path) -> None:
+    """Remove what a killed process left half-written beside an artifact; for its only writer."""
+    for left in stem(artifact).parent.glob(f".{stem(artifact).name}.*.part"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

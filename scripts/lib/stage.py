@@ -98,6 +98,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     folder = root / "work" / artifact.stem(args.output).relative_to(root)
     job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output, folder)
     with work.locked(folder) as waited:
+        artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
         made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
         if waited and _already_made(job.output, made_of):

@@ -160,3 +160,13 @@ def test_a_table_that_is_not_what_its_manifest_says_is_refused(place, capsys):
     # A source from outside may have any file beside it.
     artifact.write_json(place / "table.json", {"output": "something else"})
     assert execute() == 0
+
+
+def test_what_a_killed_process_left_half_written_is_swept_away_and_a_neighbours_is_not(place):
+    Path("out").mkdir()
+    Path("out/.copied.parquet.1234.part").write_text("ha")
+    Path("out/.copied.json.1234.part").write_text("{")
+    Path("out/.copied.1234.part").mkdir()
+    Path("out/.copied_too.parquet.1234.part").write_text("another's")
+    assert execute() == 0
+    assert [path.name for path in Path("out").glob(".*")] == [".copied_too.parquet.1234.part"]
