@@ -91,6 +91,6 @@ def test_killed_five_times_in_the_reward_model_and_the_first_iteration(scratch_b
 @pytest.mark.long
 def test_killed_twenty_five_times_over_the_whole_build(build, tmp_path, record_property):
     checkout = copy_checkout(tmp_path / "ouroboros")
-    build_with_kills(checkout, "all", kills=25, longest=40, seed=2, record=record_property)
+    build_with_kills(checkout, "all", kills=25, longest=28, seed=2, record=record_property)
     assert digests(checkout) == digests(build)
     assert not (checkout / "results/tiny/work").exists()
