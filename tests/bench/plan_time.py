@@ -33,7 +33,7 @@ REPEATS = 3
 
 
 def overlay(runs: int, iterations: int, shards: int) -> dict:
-    """So many DPO runs that differ in beta, and prompt sets of so many shards."""
+    """So many DPO runs that differ in beta, and training prompts in so many shards (the evaluation's in one)."""
     prompts = {"size": 10 * shards, "shard_prompts": 10}
     dpo = {"learning_rate": 2e-4, "epochs": 1, "batch_size": 32, "max_length": 128}
     run = {
@@ -41,7 +41,7 @@ def overlay(runs: int, iterations: int, shards: int) -> dict:
         "iterations": iterations,
     }  # fmt: skip
     named = {f"beta_{i}": {**run, "dpo": {**dpo, "beta": 0.1 * (i + 1)}} for i in range(runs)}
-    return {"prompts": {"requests": prompts, "heldout": prompts}, "runs": named}
+    return {"prompts": {"requests": prompts}, "runs": named}
 
 
 def seconds(folder: Path, *arguments: str) -> tuple[float, str]:
