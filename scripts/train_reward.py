@@ -40,10 +40,8 @@ def token_rows(tokenizer: Any, path: Path) -> list[dict[str, list[int]]]:
 
     rows = []
     for pair in schemas.read_table(path, schemas.PREFERENCES).to_dicts():
-        prompt = chat.prompt_ids(tokenizer, pair["messages"])
-        rows.append(
-            {f"{side}_ids": prompt + chat.completion_ids(tokenizer, pair["messages"], pair[side]) for side in SIDES}
-        )
+        prompt, *answers = chat.pair_ids(tokenizer, pair)
+        rows.append({f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)})
     return rows
 
 

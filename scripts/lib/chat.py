@@ -123,10 +123,10 @@ def response_text(tokenizer: Any, token_ids: list[int], stops: list[int]) -> str
 
 
 def pair_ids(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
-    """(prompt, chosen, rejected) ids of a row of a pairs table: as sampled, or tokenised here for curated pairs."""
-    if row["prompt_ids"] is not None:
+    """(prompt, chosen, rejected) ids of a pair: as sampled, or tokenised here for a curated one."""
+    if row.get("prompt_ids") is not None:
         return row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
-    prompt = prompt_ids(tokenizer, row["messages"])
-    answers = (completion_ids(tokenizer, row["messages"], row[side]) for side in ("chosen", "rejected"))
+    opened = render(tokenizer, row["messages"], answer_next=True)
+    answers = (completion_ids(tokenizer, row["messages"], row[side], opened) for side in ("chosen", "rejected"))
     chosen, rejected = answers
-    return prompt, chosen, rejected
+    return encode(tokenizer, opened), chosen, rejected
