@@ -18,8 +18,10 @@ class PerRowSampling(LogitsProcessor):
     So `generate` runs greedily, and a row's draw depends on its own seed only, not on its neighbours in the batch.
     """
 
-    def __init__(self, requests: list[Request], device: torch.device) -> None:
+    def __init__(self, requests: list[Request], stops: list[int], device: torch.device) -> None:
         self.requests = requests
+        self.stops = torch.tensor(stops, device=device)
+        self.prompt_length: int | None = None
         # The generators live on the CPU on every device: the same seed is the same noise everywhere.
         self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         self.temperatures = torch.tensor([request.temperature or 1.0 for request in requests], device=device)[:, None]
@@ -31,8 +33,11 @@ class PerRowSampling(LogitsProcessor):
         if bool((self.top_p < 1).any()):
             logits = keep_nucleus(logits, self.top_p)
         noise = torch.zeros(logits.shape)
+        # What follows a row's end is thrown away: no draw for it.
+        self.prompt_length = input_ids.shape[1] if self.prompt_length is None else self.prompt_length
+        ended = torch.isin(input_ids[:, self.prompt_length :], self.stops).any(1).tolist()
         for i, (request, generator) in enumerate(zip(self.requests, self.generators)):
-            if request.temperature > 0:
+            if request.temperature > 0 and not ended[i]:
                 noise[i] = -torch.empty(logits.shape[1]).exponential_(generator=generator).log()
         return logits + noise.to(logits.device)  # type: ignore[return-value]
 
@@ -86,7 +91,7 @@ class TransformersEngine:
             generated = self.model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=attention.to(self.device),
-                logits_processor=LogitsProcessorList([PerRowSampling(requests, self.device)]),
+                logits_processor=LogitsProcessorList([PerRowSampling(requests, self.stops, self.device)]),
                 do_sample=False,
                 temperature=None,
                 top_p=None,

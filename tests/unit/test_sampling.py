@@ -109,6 +109,18 @@ def test_greedy_and_sampled_rows_do_not_disturb_each_other_in_a_batch(engine, re
     assert drawn(engine, mixed) == [drawn(engine, [r])[0] for r in mixed]
 
 
+def test_a_row_that_has_ended_draws_no_more_and_leaves_the_others_as_they_were():
+    rows = [Request([7], 1.0, 1.0, 4, seed) for seed in (1, 2)]
+    logits = torch.zeros(2, 9)
+    watched, alone = (PerRowSampling(rows[start:], [7], torch.device("cpu")) for start in (0, 1))
+    # The prompt ends in a stop token, as the header of a turn may: it ends nothing.
+    assert (watched(torch.tensor([[7], [7]]), logits) != 0).all()
+    alone(torch.tensor([[7]]), logits[:1])
+    noise = watched(torch.tensor([[7, 7], [7, 3]]), logits)
+    assert (noise[0] == 0).all()
+    assert torch.equal(noise[1:], alone(torch.tensor([[7, 3]]), logits[:1]))
+
+
 # The draw: exact softmax, exact nucleus.
 
 
@@ -117,11 +129,12 @@ def draws(logits, count, temperature, top_p=1.0):
     found = torch.zeros(len(logits))
     half = count // 2
     rows = [Request([0], temperature, top_p, 1, derive_seed("row", i)) for i in range(half)]
-    scores = PerRowSampling(rows, torch.device("cpu"))(None, logits.repeat(half, 1))
+    prompts = torch.zeros(half, 1, dtype=torch.long)
+    scores = PerRowSampling(rows, [], torch.device("cpu"))(prompts, logits.repeat(half, 1))
     found += torch.bincount(scores.argmax(-1), minlength=len(logits))
-    one = PerRowSampling([Request([0], temperature, top_p, 1, 5)], torch.device("cpu"))
+    one = PerRowSampling([Request([0], temperature, top_p, 1, 5)], [], torch.device("cpu"))
     for _ in range(count - half):
-        found[one(None, logits[None]).argmax()] += 1
+        found[one(prompts[:1], logits[None]).argmax()] += 1
     return found
 
 
