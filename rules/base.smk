@@ -17,14 +17,17 @@ rule make_base:
         base=of_kind("bases", "world"),
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("make_base")
+    resources:
+        **needs("make_base"),
     params:
+        launch=launch("make_base"),
         settings=settings("make_base"),
         code=code_digest("make_base"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.make_base --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.make_base --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
 
 
@@ -41,11 +44,15 @@ rule convert_base:
         base=of_kind("bases", "gguf", "folder"),
     conda:
         "../envs/train.yaml"
+    threads: threads("convert_base")
+    resources:
+        **needs("convert_base"),
     params:
+        launch=launch("convert_base"),
         settings=settings("convert_base"),
         code=code_digest("convert_base"),
         source=source_files("bases", "base"),
         results=RESULTS,
     shell:
-        "python -m scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
         " --source {params.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

@@ -4,10 +4,19 @@
 """
 
 import re
+from pathlib import Path
 
-from scripts.lib import settings as decisive
+from scripts.lib import cluster, settings as decisive
 from scripts.lib.artifact import canonical_json
 from scripts.lib.digest import code_digest
+
+
+def planned(question, *args, **kwargs):
+    """Ask the plan; its complaints reach the person without a traceback."""
+    try:
+        return question(*args, **kwargs)
+    except errors.ConfigError as error:
+        raise WorkflowError(str(error)) from None
 
 
 class Unrecorded:
@@ -26,22 +35,38 @@ class Unrecorded:
 RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
 RESULTS = Unrecorded(PLAN.root)
 
-# What a step that computes takes of the machine, so that steps side by side do not fight over cores. Where torch is
-# left to choose, it takes all.
-THREADS = PLAN.config["runtime"]["torch_threads"] or 1000
+# The profile for a cluster names a file with what only the site knows; without one, steps run on this machine.
+SAID = workflow.resource_settings.default_resources
+NAMED = dict(said.split("=", 1) for said in SAID.args) if SAID else {}
+CONDA = any(
+    method.name == "CONDA" for method in workflow.deployment_settings.deployment_method
+)
+SITE = None
+if "site" in NAMED:
+    SITE = planned(
+        cluster.read_site, Path(workflow.basedir) / NAMED["site"], PLAN.config, CONDA
+    )
+    cluster.use_scratch(SITE)
+
+
+def threads(rule):
+    """Cores of a rule's job."""
+    return cluster.threads(PLAN.config, rule, SITE)
+
+
+def needs(rule):
+    """Resources of a rule's job."""
+    return cluster.resources(PLAN.config, rule, SITE)
+
+
+def launch(rule, *engine):
+    """The words in front of a stage's module that start its process, or its processes."""
+    return Unrecorded(cluster.launch(PLAN.config, rule, SITE, *engine))
 
 
 def settings(stage):
     """Params function: the stage's canonical settings for a job's wildcards."""
     return lambda wildcards: planned(decisive.of, PLAN, stage, **wildcards)
-
-
-def planned(question, *args, **kwargs):
-    """Ask the plan; its complaints reach the person without a traceback."""
-    try:
-        return question(*args, **kwargs)
-    except errors.ConfigError as error:
-        raise WorkflowError(str(error)) from None
 
 
 def source_files(block, name):

@@ -12,13 +12,17 @@ rule curate_data:
         "<logs>/data/{dataset}.log",
     conda:
         "../envs/train.yaml"
+    threads: threads("curate_data")
+    resources:
+        **needs("curate_data"),
     params:
+        launch=launch("curate_data"),
         settings=settings("curate_data"),
         code=code_digest("curate_data"),
         source=source_files("datasets", "dataset"),
         results=RESULTS,
     shell:
-        "python -m scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
         " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
@@ -28,13 +32,15 @@ rule make_prompts:
         manifest="<results>/prompts/{prompts}.json",
     log:
         "<logs>/prompts/{prompts}.log",
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
+        launch=launch("make_prompts"),
         settings=settings("make_prompts"),
         code=code_digest("make_prompts"),
         source=source_files("prompts", "prompts"),
         results=RESULTS,
     shell:
-        "python -m scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
         " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -23,14 +23,16 @@ rule evaluate:
         manifest="<results>/{policy}/eval/{benchmark}.json",
     log:
         "<logs>/{policy}/eval/{benchmark}.log",
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
+        launch=launch("evaluate"),
         settings=settings("evaluate"),
         code=code_digest("evaluate"),
         results=RESULTS,
     shell:
-        "python -m scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --logprobs {input.logprobs:q}"
         " --sft-rewards {input.sft_rewards:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
@@ -46,12 +48,14 @@ rule build_report:
         manifest="<results>/report.json",
     log:
         "<logs>/report.log",
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
+        launch=launch("build_report"),
         settings=settings("build_report"),
         code=code_digest("build_report"),
         results=RESULTS,
     shell:
-        "python -m scripts.build_report --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.build_report --settings {params.settings:q} --code {params.code:q}"
         " --evaluations {input.evaluations:q} --manifests {input.manifests:q} --output {output.page:q} --results {params.results:q} 2> {log:q}"

@@ -18,14 +18,16 @@ rule build_pairs:
     log:
         "<logs>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.log",
     priority: ON_THE_PATH
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
+        launch=launch("build_pairs"),
         settings=settings("build_pairs"),
         code=code_digest("build_pairs"),
         results=RESULTS,
     shell:
-        "python -m scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
@@ -37,14 +39,16 @@ rule select_pairs:
         manifest="<results>/data/{dataset}/pairs/{pairing}.json",
     log:
         "<logs>/data/{dataset}/pairs/{pairing}.log",
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
+        launch=launch("select_pairs"),
         settings=settings("select_pairs"),
         code=code_digest("select_pairs"),
         results=RESULTS,
     shell:
-        "python -m scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
         " --dataset {input.dataset:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
@@ -65,13 +69,16 @@ rule score_reference:
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("score_reference")
+    resources:
+        **needs("score_reference"),
     params:
+        launch=launch("score_reference"),
         settings=settings("score_reference"),
         code=code_digest("score_reference"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.score_reference --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.score_reference --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --pairs {input.pairs:q}"
         " --output {output.table:q} --results {params.results:q} 2> {log:q}"

@@ -32,14 +32,17 @@ rule train_dpo:
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("train_dpo")
+    resources:
+        **needs("train_dpo"),
     params:
+        launch=launch("train_dpo"),
         settings=settings("train_dpo"),
         code=code_digest("train_dpo"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --pairs {input.pairs:q}"
         " --reference {input.reference:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
@@ -72,13 +75,16 @@ rule train_raft:
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("train_raft")
+    resources:
+        **needs("train_raft"),
     params:
+        launch=launch("train_raft"),
         settings=settings("train_raft"),
         code=code_digest("train_raft"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --rollouts {input.rollouts:q}"
         " --rewards {input.rewards:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"

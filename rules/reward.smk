@@ -32,13 +32,16 @@ rule train_reward:
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("train_reward")
+    resources:
+        **needs("train_reward"),
     params:
+        launch=launch("train_reward"),
         settings=settings("train_reward"),
         code=code_digest("train_reward"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.train_reward --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.train_reward --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --init {input.init:q} --dataset {input.dataset:q}"
         " --heldout {input.heldout:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

@@ -18,14 +18,19 @@ rule sample_rollouts:
         "<benchmarks>/{policy}/rollouts/{sampling}/{prompts}/{shard}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("sample_rollouts")
+    resources:
+        **needs("sample_rollouts"),
     params:
+        launch=lambda wildcards: launch(
+            "sample_rollouts", PLAN.config["samplings"][wildcards.sampling]["engine"]
+        ),
         settings=settings("sample_rollouts"),
         code=code_digest("sample_rollouts"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --policy {input.policy:q} --prompts {input.prompts:q}"
         " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
@@ -46,14 +51,17 @@ rule score_rollouts:
         reward=of_kind("rewards", "bt"),
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("score_rollouts")
+    resources:
+        **needs("score_rollouts"),
     params:
+        launch=launch("score_rollouts"),
         settings=settings("score_rollouts"),
         code=code_digest("score_rollouts"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.score_rollouts --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.score_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --model {input.model:q} --rollouts {input.rollouts:q}"
         " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
@@ -70,12 +78,16 @@ rule verify_rollouts:
         reward=of_kind("rewards", "verifier"),
     conda:
         "../envs/train.yaml"
+    threads: threads("verify_rollouts")
+    resources:
+        **needs("verify_rollouts"),
     params:
+        launch=launch("verify_rollouts"),
         settings=settings("verify_rollouts"),
         code=code_digest("verify_rollouts"),
         results=RESULTS,
     shell:
-        "python -m scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
@@ -93,13 +105,16 @@ rule score_logprobs:
         "<benchmarks>/{policy}/rollouts/{sampling}/{prompts}/logprobs/{scorer}/{shard}.tsv"
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("score_logprobs")
+    resources:
+        **needs("score_logprobs"),
     params:
+        launch=launch("score_logprobs"),
         settings=settings("score_logprobs"),
         code=code_digest("score_logprobs"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.score_logprobs --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.score_logprobs --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --scorer {input.scorer:q} --rollouts {input.rollouts:q}"
         " --output {output.table:q} --results {params.results:q} 2> {log:q}"

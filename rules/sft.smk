@@ -29,14 +29,17 @@ rule train_sft:
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"
-    threads: THREADS
+    threads: threads("train_sft")
+    resources:
+        **needs("train_sft"),
     params:
+        launch=launch("train_sft"),
         settings=settings("train_sft"),
         code=code_digest("train_sft"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
-        "python -m scripts.train_sft --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.train_sft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --base {input.base:q} --dataset {input.dataset:q}"
         " --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
@@ -60,10 +63,14 @@ rule adopt_sft:
         sft=of_kind("sft", "adopt"),
     conda:
         "../envs/train.yaml"
+    threads: threads("adopt_sft")
+    resources:
+        **needs("adopt_sft"),
     params:
+        launch=launch("adopt_sft"),
         settings=settings("adopt_sft"),
         code=code_digest("adopt_sft"),
         results=RESULTS,
     shell:
-        "python -m scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"
+        "{params.launch} scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"
         " --base {input.base:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"

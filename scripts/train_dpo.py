@@ -9,7 +9,7 @@ import random
 import sys
 from typing import Any
 
-from scripts.lib import schemas, stage
+from scripts.lib import ranks, schemas, stage
 from scripts.lib.errors import InputError
 from scripts.lib.seeds import derive_seed
 
@@ -53,6 +53,8 @@ def run(job: stage.Job) -> None:
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job, check_first_loss if starts_at_ln2(settings) else None)
+    if not ranks.first():
+        return
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(rows)}
     artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
     job.note = (

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import schemas, stage
+from scripts.lib import ranks, schemas, stage
 from scripts.lib.errors import InputError
 
 PAD = "[PAD]"
@@ -87,6 +87,8 @@ def run(job: stage.Job) -> None:
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job)
+    if not ranks.first():
+        return
     model.eval()
     sequences = [row[f"{side}_ids"] for row in heldout for side in SIDES]
     scores = [0.0] * len(sequences)

@@ -17,11 +17,8 @@ def run(job: stage.Job) -> None:
     for conversation in conversations:
         ids, mask = chat.conversation_ids(tokenizer, conversation["messages"])
         rows.append(sft.row(ids, mask))
-    sft.fine_tune(job, model, tokenizer, rows)
-    job.note = (
-        f"{job.counts['rows_trained']} conversations, loss {job.metrics['first_loss']:.3f} → "
-        f"{job.metrics['last_loss']:.3f}"
-    )
+    trained = sft.fine_tune(job, model, tokenizer, rows)
+    job.note = f"{trained} conversations, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ NOT_RUN = {
     "make test": "it is this suite",
     "make test-long": "it is this suite and more",
     ". .venv/bin/activate": "the suite's own environment is active",
+    "snakemake --profile slurm iter3_policy": "the next test and tests/slurm do",
 }
 
 
@@ -32,9 +33,23 @@ def test_every_command_of_the_readme_works(scratch_build):
         run(scratch_build, "bash", "-c", f"set -euo pipefail; {command}")
 
 
+def test_the_command_for_a_cluster_asks_for_the_site_first(checkout):
+    done = run(checkout, "snakemake", "--profile", "slurm", "iter3_policy", check=False)
+    assert done.returncode != 0
+    for line in ("site.yaml: fill in what your cluster needs", "- account: not filled in. Hint: ", "- cpu_partition: "):
+        assert line in done.stdout + done.stderr
+    assert not (checkout / "results").exists()
+
+
 def test_every_file_is_named_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     files = [*ROOT.glob("rules/*.smk"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/lib/*.py")]
-    files += [*ROOT.glob("envs/*"), *ROOT.glob("config/*.yaml"), *ROOT.glob("config/presets/*.yaml")]
+    files += [
+        *ROOT.glob("envs/*"),
+        *ROOT.glob("profiles/*/*.yaml"),
+        *ROOT.glob("profiles/*.md"),
+        *ROOT.glob("config/*.yaml"),
+        *ROOT.glob("config/presets/*.yaml"),
+    ]
     names = [str(file.relative_to(ROOT)) for file in files if file.name != "__init__.py"]
     assert [name for name in names if f"`{name}`" not in readme] == []

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from scripts.lib import artifact
+from scripts.lib import artifact, ranks
 from scripts.lib.progress import progress
 
 # Written last, after every other file of a checkpoint is on disk.
@@ -29,19 +29,23 @@ class Keeper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for a checkpoint if it is time; after the last step the model itself is saved."""
-        if time.monotonic() - self.saved >= self.seconds and state.global_step < state.max_steps:
+        due = time.monotonic() - self.saved >= self.seconds
+        if state.global_step < state.max_steps and ranks.agree(due):  # all processes save together, by one clock
             control.should_save = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Flush the files of the checkpoint that was just written, then mark it."""
+        """Flush the files of the checkpoint that was just written, by all processes, then mark it."""
+        self.saved = time.monotonic()
+        ranks.wait()
+        if not ranks.first():
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for file in folder.rglob("*"):
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
         artifact.write_text(folder / WHOLE, "")
-        self.saved = time.monotonic()
 
 
 def last_whole(folder: Path) -> str | None:

@@ -3,12 +3,14 @@
 import re
 from typing import Any
 
+from scripts.lib import cluster
 from scripts.lib.errors import Complaints
 
 Config = dict[str, Any]
 NAME = re.compile(r"[a-z0-9_]+")
 NAMED_BLOCKS = ("bases", "datasets", "prompts", "sft", "rewards", "samplings", "pairings", "runs", "evaluation")
 WORLD_ITERATIONS = 10
+TRAINED_BY = {"bases": "make_base", "sft": "train_sft", "rewards": "train_reward"}
 SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
@@ -46,7 +48,7 @@ class Checks:
         for block in ("bases", "sft", "rewards"):
             for name, entry in self.config[block].items():
                 if "batch_size" in entry:
-                    self._batch(f"{block}.{name}", entry["batch_size"])
+                    self._batch(f"{block}.{name}", entry["batch_size"], TRAINED_BY[block])
 
     def refer(self, key: str, name: str | None, block: str, **wanted: str) -> Config | None:
         """The entry `name` of a block, or None with a complaint if it is missing or of another kind than wanted."""
@@ -178,7 +180,7 @@ class Checks:
                 hint = f"raise it, or lower max_prompt_tokens or max_new_tokens of samplings.{run['sampling']}."
                 self.found.add(f"{key}.{run['method']}.max_length", method["max_length"], text, hint)
         if own is None or own[run["method"]]:
-            self._batch(f"{key}.{run['method']}", method["batch_size"])
+            self._batch(f"{key}.{run['method']}", method["batch_size"], f"train_{run['method']}")
         if own is None or own["dpo"]:
             weights, losses = run["dpo"]["loss_weights"], run["dpo"]["loss"]
             if weights is not None and len(weights) != len(losses):
@@ -192,9 +194,15 @@ class Checks:
                 text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
                 self.found.add(f"{key}.dpo.label_smoothing", smoothing, text, hint)
 
-    def _batch(self, key: str, batch: int) -> None:
-        """The micro-batch must divide every batch: the rest is gradient accumulation."""
-        micro = min(self.config["runtime"]["train_micro_batch"], batch)
-        if batch % micro:
-            text, hint = f"does not divide {key}.batch_size = {batch}", "choose a divisor of every batch size."
+    def _batch(self, key: str, batch: int, rule: str) -> None:
+        """Processes and micro-batch must divide every batch: the rest is gradient accumulation."""
+        processes = cluster.world(self.config, rule)
+        if batch % processes:
+            text = f"does not divide among the {processes} processes of {rule}"
+            self.found.add(f"{key}.batch_size", batch, text, f"choose a multiple of {processes}, or other `resources`.")
+            return
+        micro = min(self.config["runtime"]["train_micro_batch"], batch // processes)
+        if batch // processes % micro:
+            share = f" / {processes} processes" if processes > 1 else ""
+            text, hint = f"does not divide {key}.batch_size = {batch}{share}", "choose a divisor of every batch size."
             self.found.add("runtime.train_micro_batch", micro, text, hint)

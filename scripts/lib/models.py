@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scripts.lib import ranks
 from scripts.lib.stage import offline
 
 offline()
@@ -25,7 +26,7 @@ def prepare(runtime: dict[str, Any]) -> torch.device:
     wanted = runtime.get("device", "auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
+    return torch.device(wanted, ranks.local()) if wanted == "cuda" else torch.device(wanted)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

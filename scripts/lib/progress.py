@@ -2,7 +2,10 @@
 
 import sys
 
+from scripts.lib import ranks
+
 
 def progress(text: str) -> None:
-    """One line of progress into the log."""
-    print(text, file=sys.stderr, flush=True)
+    """One line of progress into the log, by the first of a step's processes."""
+    if ranks.first():
+        print(text, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from scripts.lib import artifact, models, stage, training
+from scripts.lib import artifact, models, ranks, stage, training
 from scripts.lib.errors import InputError
 
 IGNORED = -100
@@ -16,8 +16,8 @@ def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [token if counts else IGNORED for token, counts in zip(ids, mask)]}
 
 
-def fine_tune(job: stage.Job, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]]) -> None:
-    """Train on the rows that fit, save the policy, fill the job's counts and metrics."""
+def fine_tune(job: stage.Job, model: Any, tokenizer: Any, rows: list[dict[str, list[int]]]) -> int:
+    """Train on the rows that fit, save the policy, fill the job's counts and metrics; returns the number of rows."""
     kept, dropped = training.fitting(rows, ("input_ids",), job.settings["max_length"])
     if not kept:
         raise InputError(
@@ -30,5 +30,8 @@ def fine_tune(job: stage.Job, model: Any, tokenizer: Any, rows: list[dict[str, l
         processing_class=tokenizer,
     )
     job.metrics |= training.train(trainer, job)
+    if not ranks.first():
+        return len(kept)
     job.counts |= {"rows_in": len(rows), "dropped_too_long": dropped, "rows_trained": len(kept)}
     artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    return len(kept)

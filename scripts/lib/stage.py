@@ -2,7 +2,8 @@
 
 A stage is a module `scripts/NAME.py` with `run(job)` and `main(argv)`. It sees only its arguments and the files
 named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last. What an
-interrupted step has finished lies in its work folder (scripts/lib/work.py).
+interrupted step has finished lies in its work folder (scripts/lib/work.py). Of several processes the first keeps the
+lock and the books (scripts/lib/ranks.py).
 Exit codes: 0 done, 1 a bug, 2 bad config or input.
 """
 
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact, work
+from scripts.lib import artifact, ranks, work
 from scripts.lib.digest import code_digest
 from scripts.lib.errors import InputError
 from scripts.lib.progress import progress as progress
@@ -68,7 +69,7 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
     parser.add_argument("--results", type=Path, help="root of all artifacts (default: the output's folder)")
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
-    print(f"# python -m scripts.{stage} {shlex.join(given)}", file=sys.stderr, flush=True)
+    progress(f"# python -m scripts.{stage} {shlex.join(given)}")
     try:
         _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
         gc.freeze()  # the interpreter would go through millions of objects once more before it ends: a second or two
@@ -97,11 +98,17 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     root = args.results or args.output.parent
     folder = root / "work" / artifact.stem(args.output).relative_to(root)
     job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output, folder)
+    ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
+    if not ranks.first():
+        if not ranks.agree(False):
+            run(job)
+        ranks.leave()
+        return
     with work.locked(folder) as waited:
         artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
         made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
-        if waited and _already_made(job.output, made_of):
+        if ranks.agree(bool(waited) and _already_made(job.output, made_of)):
             job.note = "made by the process that was waited for"
         else:
             work.claim(folder, made_of)
@@ -110,6 +117,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": artifact.FORMAT, **made_of, **results})
             artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+        ranks.leave()
     print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
 
 
@@ -127,13 +135,14 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
     """What this run took: seconds, processor and GPU seconds, MiB at the peak, bytes made, and on what hardware."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     torch = sys.modules.get("torch")
-    on_gpu = torch is not None and job.runtime.get("device") != "cpu" and torch.cuda.is_available()
+    on_gpu = ranks.on_gpu(job.runtime.get("device", "cpu"))
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and on_gpu else []
     seconds = time.monotonic() - started
     facts = {
         "seconds": round(seconds, 3),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "cpus": len(os.sched_getaffinity(0)),
+        "processes": ranks.count(),
         "machine": platform.machine(),
         "gpus": len(gpus),
         "peak_memory_mib": round(usage.ru_maxrss / 1024),

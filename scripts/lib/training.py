@@ -14,7 +14,7 @@ from datasets import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from scripts.lib import checkpoints, stage
+from scripts.lib import checkpoints, ranks, stage
 from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -24,16 +24,11 @@ LOGS_PER_RUN = 20
 def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> Arguments:
     """A trainer's arguments from a stage's settings.
 
-    `batch_size` is the number of rows in one optimizer step; the micro-batch is a runtime key and is made up for by
-    gradient accumulation. Raises InputError if it does not divide the batch.
+    `batch_size` is the number of rows in one optimizer step, over all processes; the micro-batch is a runtime key,
+    and what is missing is made up for by gradient accumulation. Raises InputError if that does not come out even.
     """
     settings, runtime = job.settings, job.runtime
-    micro = min(runtime["train_micro_batch"], settings["batch_size"])
-    if settings["batch_size"] % micro:
-        raise InputError(
-            f"runtime.train_micro_batch = {micro} does not divide batch_size = {settings['batch_size']}.\n"
-            "Hint: choose a divisor; what is missing is made up for by gradient accumulation."
-        )
+    micro, accumulated = divided(settings["batch_size"], runtime["train_micro_batch"], ranks.count())
     if torch.cuda.device_count() > 1 and "RANK" not in os.environ and runtime["device"] != "cpu":
         raise InputError(
             f"{torch.cuda.device_count()} GPUs are visible to one process; batch_size would be multiplied by that.\n"
@@ -44,7 +39,7 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
     return kind(
         output_dir=str(job.work / "checkpoints"),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings["batch_size"] // micro,
+        gradient_accumulation_steps=accumulated,
         learning_rate=settings["learning_rate"],
         num_train_epochs=settings["epochs"],
         lr_scheduler_type=settings["schedule"],
@@ -65,6 +60,27 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         save_total_limit=2,
         **own,
     )
+
+
+def divided(batch: int, micro: int, processes: int) -> tuple[int, int]:
+    """(rows in one forward pass of one process, forward passes in one optimizer step) for a batch over all processes.
+
+    The micro-batch is at most what falls to one process. Raises InputError if the batch does not divide by both.
+    """
+    if batch % processes:
+        raise InputError(
+            f"batch_size = {batch} does not divide among {processes} processes.\n"
+            "Hint: ask for a number of GPUs (`resources`) that divides it."
+        )
+    share = batch // processes
+    micro = min(micro, share)
+    if share % micro:
+        raise InputError(
+            f"runtime.train_micro_batch = {micro} does not divide batch_size = {batch}"
+            f"{f' / {processes} processes' if processes > 1 else ''}.\n"
+            "Hint: choose a divisor; what is missing is made up for by gradient accumulation."
+        )
+    return micro, share // micro
 
 
 class Progress(TrainerCallback):
@@ -101,7 +117,13 @@ def train(trainer: Any, job: stage.Job, check_first_loss: Callable[[float], None
         trainer.remove_callback(printer)
     trainer.add_callback(Progress(check_first_loss))
     trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"]))
-    trainer.train(resume_from_checkpoint=checkpoints.last_whole(job.work / "checkpoints"))
+    if trainer.accelerator.num_processes != ranks.count():
+        raise InputError(
+            f"{ranks.count()} processes were started, the trainer knows of {trainer.accelerator.num_processes}: they "
+            "would train copies, not one model.\nHint: start the step through scripts/lib/launch.py."
+        )
+    folder = job.work / "checkpoints"
+    trainer.train(resume_from_checkpoint=ranks.agree(checkpoints.last_whole(folder) if ranks.first() else None))
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):

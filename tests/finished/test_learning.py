@@ -26,7 +26,7 @@ def per_prompt(build, policy: str, labeller: str = "gold", greedy: bool = False)
 def change(build, before: str, after: str, **which) -> dict[str, float]:
     """Paired difference over prompts with its 95 % interval."""
     old, new = per_prompt(build, before, **which), per_prompt(build, after, **which)
-    assert old.keys() == new.keys() and len(old) == 240
+    assert old.keys() == new.keys() and len(old) == 200
     return interval([new[prompt] - old[prompt] for prompt in old], 0.95, 2000, 0)
 
 
@@ -122,9 +122,9 @@ def test_every_prompt_and_k_stands_exactly_once_in_the_rollouts(build):
 
 
 def test_the_baselines_train_on_the_annotations_they_name(build):
-    counts = {run: manifest(build, f"runs/{run}/iter1/policy")["counts"] for run in ("offline", "offline_1800")}
+    counts = {run: manifest(build, f"runs/{run}/iter1/policy")["counts"] for run in ("offline", "offline_1500")}
     assert counts["offline"]["pairs_trained"] == manifest(build, "reward/bt/model")["counts"]["pairs_trained"]
-    assert counts["offline_1800"]["pairs_trained"] == 1800
+    assert counts["offline_1500"]["pairs_trained"] == 1500
 
 
 def test_the_report_shows_numbers_of_the_evaluation(build):

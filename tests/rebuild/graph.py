@@ -11,7 +11,7 @@ POLICIES = {
     "runs/main/iter2": "train_dpo results/tiny/runs/main/iter2/policy",
     "runs/main/iter3": "train_dpo results/tiny/runs/main/iter3/policy",
     "runs/offline/iter1": "train_dpo results/tiny/runs/offline/iter1/policy",
-    "runs/offline_1800/iter1": "train_dpo results/tiny/runs/offline_1800/iter1/policy",
+    "runs/offline_1500/iter1": "train_dpo results/tiny/runs/offline_1500/iter1/policy",
     "runs/raft/iter1": "train_raft results/tiny/runs/raft/iter1/policy",
 }
 REPORT = "build_report results/tiny/report.html"
@@ -108,7 +108,7 @@ def _graph() -> dict[str, set[str]]:
         reward(): {sft, data("annotations"), data("annotations_heldout")},
     }
     # Offline: curated pairs, their reference pass, one training.
-    for run, pairing in (("offline", "as_given"), ("offline_1800", "as_given_1800")):
+    for run, pairing in (("offline", "as_given"), ("offline_1500", "as_given_1500")):
         graph[select(pairing)] = {data("annotations")}
         graph[curated_reference(pairing)] = {select(pairing), sft}
         graph[dpo(run, 1)] = {sft, select(pairing), curated_reference(pairing)}

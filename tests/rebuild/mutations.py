@@ -267,9 +267,9 @@ overlays(below(dpo("main", 1)), {
     "seed of DPO": "runs: {main: {dpo: {seed: 7}}}",
     "curated pairs mixed in": "runs: {main: {mix: [{dataset: annotations, pairing: as_given, weight: 0.5}]}}",
 })  # fmt: skip
-overlays(below(dpo("main", 1), dpo("offline", 1), dpo("offline_1800", 1)), {
+overlays(below(dpo("main", 1), dpo("offline", 1), dpo("offline_1500", 1)), {
     "beta of all runs": "runs: {main: {dpo: {beta: 0.2}}, offline: {dpo: {beta: 0.2}}, "
-    "offline_1800: {dpo: {beta: 0.2}}}",
+    "offline_1500: {dpo: {beta: 0.2}}}",
 })  # fmt: skip
 overlays(below(dpo("main", 2)), {
     "learning rate of iteration 2": "runs: {main: {each: {2: {dpo: {learning_rate: 1e-4}}}}}",
@@ -295,9 +295,9 @@ TABLE["an overlay that names another run leaves the targets with the chosen one"
 
 overlays(below(data("demonstrations")), {"size of the demonstrations": "datasets: {demonstrations: {size: 1900}}"})
 overlays(below(data("annotations")), {"seed of the annotations": "datasets: {annotations: {seed: 7}}"})
-overlays(below(select("as_given_1800")), {"number of curated pairs": "pairings: {as_given_1800: {size: 900}}"})
+overlays(below(select("as_given_1500")), {"number of curated pairs": "pairings: {as_given_1500: {size: 900}}"})
 overlays(below(prompts("requests-1"), prompts("requests-2"), prompts("requests-3")), {
-    "size of the prompt sets": "prompts: {requests: {size: 500}}",
+    "size of the prompt sets": "prompts: {requests: {size: 400}}",
     "seed of the prompt sets": "prompts: {requests: {seed: 7}}",
 })  # fmt: skip
 
@@ -331,7 +331,7 @@ TABLE["another sampling in iteration 2"] = Mutation(
 # Blocks of another size are other files with other rows in them: their rollouts are sampled again.
 TWO_SHARDS = below(FIRST_ROLLOUTS)
 TWO_SHARDS |= {job.replace("/0.parquet", "/1.parquet") for job in TWO_SHARDS if "/requests-" in job}
-overlays(TWO_SHARDS, {"blocks of half the prompts": "prompts: {requests: {shard_prompts: 300}}"})
+overlays(TWO_SHARDS, {"blocks of half the prompts": "prompts: {requests: {shard_prompts: 250}}"})
 overlays(NOTHING, {"larger blocks of which one is enough as before": "prompts: {requests: {shard_prompts: 2000}}"})
 
 # Another reward model, runs that come and go

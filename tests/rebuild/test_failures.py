@@ -37,7 +37,7 @@ EVALUATION = "samplings: {evaluation: {k: 8}}"
 FAILURES = {
     "make_base": ("bases: {world: {learning_rate: 1e-3}}", BASE),
     "curate_data": ("datasets: {demonstrations: {size: 1900}}", data("demonstrations")),
-    "make_prompts": ("prompts: {requests: {size: 500}}", prompts("requests-1")),
+    "make_prompts": ("prompts: {requests: {size: 400}}", prompts("requests-1")),
     "train_sft": ("sft: {tiny: {learning_rate: 5e-4}}", POLICIES[SFT]),
     "train_reward": ("rewards: {bt: {learning_rate: 5e-4}}", reward()),
     "sample_rollouts": ("samplings: {best_of_8: {k: 4}}", sample(SFT, 1)),
@@ -45,7 +45,7 @@ FAILURES = {
     "verify_rollouts": (EVALUATION, verify("runs/main/iter2")),
     "score_logprobs": (EVALUATION, logprobs("runs/main/iter3")),
     "build_pairs": (STRATEGY, pairs("runs/main/iter1", 2)),
-    "select_pairs": ("pairings: {as_given_1800: {size: 900}}", select("as_given_1800")),
+    "select_pairs": ("pairings: {as_given_1500: {size: 900}}", select("as_given_1500")),
     "score_reference": (STRATEGY, reference(SFT, 1)),
     "train_dpo": ("runs: {main: {dpo: {beta: 0.2}}}", dpo("main", 1)),
     "train_dpo in iteration 3": ("runs: {main: {dpo: {beta: 0.2}}}", dpo("main", 3)),

@@ -20,14 +20,14 @@ PHASES = {
     "make_prompts": [[prompts("heldout-1"), *(prompts(f"requests-{n}") for n in (1, 2, 3))]],
     "train_sft": [[POLICIES[SFT]]],
     "train_reward": [[reward()]],
-    "select_pairs": [[select("as_given"), select("as_given_1800")]],
+    "select_pairs": [[select("as_given"), select("as_given_1500")]],
     "sample_rollouts": [
-        [sample(SFT, 1), *(sample(policy, None) for policy in (SFT, "runs/offline/iter1", "runs/offline_1800/iter1"))],
+        [sample(SFT, 1), *(sample(policy, None) for policy in (SFT, "runs/offline/iter1", "runs/offline_1500/iter1"))],
         [sample(MAIN[0], 2), sample(MAIN[0], None), sample("runs/raft/iter1", None)],
         [sample(MAIN[1], 3), sample(MAIN[1], None)],
         [sample(MAIN[2], None)],
     ],
-    "train_dpo": [[dpo("main", 1), dpo("offline", 1), dpo("offline_1800", 1)], [dpo("main", 2)], [dpo("main", 3)]],
+    "train_dpo": [[dpo("main", 1), dpo("offline", 1), dpo("offline_1500", 1)], [dpo("main", 2)], [dpo("main", 3)]],
 }
 # The report tells of these, so it reads their manifests, which name the code.
 TOLD = {"train_sft", "train_reward", "train_dpo"}

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.unit.steps import steps as steps
+
 WORDS = (
     "red blue green gray pink one two three four five name say give list count please now color colors number good "
     "bad fine yes no and or then the a sky sea tree stone river done"

@@ -5,53 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts import sample_rollouts, score_reference, score_rollouts, train_dpo, train_reward, train_sft
-from scripts.lib import checkpoints, models, schemas, training
+from scripts import sample_rollouts, score_rollouts
+from scripts.lib import checkpoints, models, training
 from scripts.lib.chunks import Chunks
+from tests.unit.steps import STEPS
 from tests.unit.test_sampling import SETTINGS as SAMPLING
-from tests.unit.test_train_reward import SETTINGS as REWARD
-from tests.unit.test_train_reward import separable
 
 OFTEN = {"checkpoint_minutes": 0}
-TRAINING = {**REWARD, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine"}
-STEPS = 8
-
-
-def conversation(pair):
-    messages = [*pair["messages"], {"role": "assistant", "content": pair["chosen"]}]
-    return {"conversation_id": pair["pair_id"], "prompt_id": pair["prompt_id"], "source": "test", "messages": messages}
-
-
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
-    """name → (module, settings, inputs) of three training steps of eight optimizer steps each."""
-    from scripts.lib import chat
-
-    folder = tmp_path_factory.mktemp("inputs")
-    pairs = separable(0, 16)
-    preferences = write(folder / "preferences.parquet", pairs, "PREFERENCES")
-    heldout = write(folder / "heldout.parquet", separable(16, 4), "PREFERENCES")
-    conversations = write(folder / "conversations.parquet", [conversation(pair) for pair in pairs], "CONVERSATIONS")
-    rows = []
-    for pair in pairs:
-        row = {name: pair.get(name) for name in schemas.PAIRS}
-        row["prompt_ids"] = chat.prompt_ids(tokenizer, pair["messages"])
-        for side in ("chosen", "rejected"):
-            row[f"{side}_ids"] = chat.completion_ids(tokenizer, pair["messages"], pair[side])
-        rows.append(row)
-    table = write(folder / "pairs.parquet", rows, "PAIRS")
-    reference = folder / "reference.parquet"
-    assert run_stage(score_reference, {"dtype": "float32"}, reference, scorer=policy, pairs=table)[0] == 0
-    dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
-    return {
-        "sft": (train_sft, TRAINING, {"base": policy, "dataset": conversations}),
-        "reward": (train_reward, TRAINING, {"init": policy, "dataset": preferences, "heldout": heldout}),
-        "dpo": (
-            train_dpo,
-            {**TRAINING, **dpo, "sources": [["pairs", 1.0]]},
-            {"start": policy, "pairs": [table], "reference": [reference]},
-        ),
-    }
 
 
 def die_at(monkeypatch, step):

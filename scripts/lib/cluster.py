@@ -1,0 +1,162 @@
+"""What a step asks a machine or a cluster for, and how its processes are started: pure functions of config and site.
+
+A site is what only its users know: account, partitions, GPU model, scratch, interpreters (profiles/slurm/site.yaml).
+Nothing here decides a result, so nothing of it is recorded by Snakemake.
+"""
+
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.lib.errors import Complaints, ConfigError
+
+Config = dict[str, Any]
+
+TRAINING = ("train_sft", "train_reward", "train_dpo", "train_raft")
+SCORING = ("score_rollouts", "score_logprobs", "score_reference")
+ON_GPU = (*TRAINING, *SCORING, "make_base", "sample_rollouts")
+# Asked of a cluster for a step on GPUs that names no number of threads: enough for one process to feed its GPU.
+THREADS_PER_PROCESS = 8
+ALL_CORES = 1000
+
+UNFILLED = "CHANGE_ME"
+SITE_KEYS = {
+    "account": "an account to charge; `sacctmgr show associations user=$USER` lists yours, null names none.",
+    "cpu_partition": "a partition for steps without a GPU; `sinfo -s` lists them.",
+    "gpu_partition": "a partition with GPUs; `sinfo -o '%P %G'` lists them.",
+    "gpu_model": "the type that SLURM gives your GPUs, as in gpu:TYPE:8 of `sinfo -o %G`; null takes any.",
+    "scratch": "a folder that every node has, for temporary files and caches; null leaves TMPDIR as it is.",
+    "train_python": "the interpreter of the training environment; null takes the one that runs Snakemake's jobs.",
+    "rollout_python": "the interpreter of the environment with vLLM; null takes the training environment's.",
+}
+
+
+def needs(config: Config, rule: str) -> Config:
+    """What one attempt of a rule's job takes: threads, mem_mb, runtime (minutes), gpus and processes of a node, nodes.
+
+    A rule's own entry in `resources` lies over `resources.default`. Without a number of GPUs a step that computes has
+    one, unless `runtime.device` is cpu; it runs one process for each, or one in all.
+    """
+    asked = {**config["resources"]["default"], **config["resources"].get(rule, {})}
+    gpus = asked["gpus"]
+    if gpus is None:
+        gpus = config["runtime"]["vllm_tensor_parallel"] if rule == "sample_rollouts" else 1
+    if rule not in ON_GPU or config["runtime"]["device"] == "cpu":
+        gpus = 0
+    training = rule in TRAINING
+    nodes = asked["nodes"] if training else 1
+    processes = (asked["processes"] or gpus or 1) if training else 1
+    return {**asked, "gpus": gpus, "nodes": nodes, "processes": processes}
+
+
+def world(config: Config, rule: str) -> int:
+    """Processes of a rule's job over all nodes; the batch is divided among them."""
+    needed = needs(config, rule)
+    return int(needed["nodes"] * needed["processes"])
+
+
+def threads(config: Config, rule: str, site: Config | None) -> int:
+    """Cores of a rule's job on one node. Outside a cluster a step whose math threads torch chooses takes all."""
+    needed = needs(config, rule)
+    if needed["threads"] is not None:
+        return int(needed["threads"])
+    if rule not in ON_GPU:
+        return 1
+    each = config["runtime"]["torch_threads"] or (THREADS_PER_PROCESS if site else ALL_CORES)
+    return int(each * needed["processes"])
+
+
+def resources(config: Config, rule: str, site: Config | None) -> dict[str, Any]:
+    """Snakemake's resources of a rule. Memory and time grow with the attempt: twice as much the second time.
+
+    Outside a cluster `gpu` lets `--resources gpu=N` limit what runs side by side. On a cluster these become sbatch's
+    options: partition, account, memory and time; GPUs by node (`gres`); a step over several nodes is an MPI job for
+    the SLURM plugin, which then leaves it to the launcher to start one task on every node.
+    """
+    needed = needs(config, rule)
+    asked: dict[str, Any] = {"mem_mb": _growing(needed["mem_mb"]), "runtime": _growing(needed["runtime"])}
+    if site is None:
+        return asked | ({"gpu": needed["gpus"]} if needed["gpus"] else {})
+    asked["slurm_partition"] = site["gpu_partition"] if needed["gpus"] else site["cpu_partition"]
+    if site["account"]:
+        asked["slurm_account"] = site["account"]
+    if needed["gpus"]:
+        asked["gres"] = gres(needed["gpus"], site)
+        asked["tasks_per_gpu"] = 0
+    if needed["nodes"] > 1:
+        asked |= {"nodes": needed["nodes"], "tasks": needed["nodes"], "mpi": "srun"}
+    return asked
+
+
+def gres(gpus: int, site: Config) -> str:
+    """SLURM's name for a number of GPUs on every node, such as gpu:h100:8."""
+    return ":".join(["gpu", *([site["gpu_model"]] if site["gpu_model"] else []), str(gpus)])
+
+
+def _growing(amount: int) -> Callable[..., int]:
+    return lambda wildcards, attempt: amount * attempt
+
+
+def launch(config: Config, rule: str, site: Config | None, engine: str = "transformers") -> str:
+    """The words of a shell command in front of a stage's module: an interpreter, and the launcher if one is needed.
+
+    One process without a GPU needs none. Everything else goes through scripts/lib/launch.py.
+    """
+    needed = needs(config, rule)
+    words = [*interpreter(site, engine), "-m"]
+    if needed["gpus"] or needed["nodes"] * needed["processes"] > 1:
+        words += ["scripts.lib.launch"]
+        for option in ("nodes", "processes", "gpus"):
+            words += [f"--{option}", str(needed[option])]
+        words += ["--threads", str(threads(config, rule, site))]
+    return shlex.join(words)
+
+
+def interpreter(site: Config | None, engine: str = "transformers") -> list[str]:
+    """The Python that runs a stage: the site's ready environment, or the one on PATH."""
+    named = (site or {}).get("train_python") or "python"
+    if engine == "vllm":
+        named = (site or {}).get("rollout_python") or named
+    return [named]
+
+
+def read_site(path: Path, config: Config, conda: bool) -> Config:
+    """A site's settings, complete. Raises ConfigError that lists every key that is unknown, missing or not filled in.
+
+    The GPU partition may stay unfilled while no step of the configuration asks for a GPU. Interpreters and `--sdm
+    conda` exclude each other: a build must not be made by one today and by the other tomorrow.
+    """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file\nHint: the profile's default-resources name it as `site`.")
+    found, said = Complaints(), yaml.safe_load(path.read_text()) or {}
+    on_gpu = any(needs(config, rule)["gpus"] for rule in ON_GPU)
+    for key in said:
+        if key not in SITE_KEYS:
+            found.unknown(key, None, "unknown key", SITE_KEYS)
+    site = {key: said.get(key, UNFILLED) for key in SITE_KEYS}
+    for key, hint in SITE_KEYS.items():
+        value = site[key]
+        if value == UNFILLED and (key != "gpu_partition" or on_gpu):
+            found.add(key, None, "not filled in", hint)
+        elif value is not None and not isinstance(value, str):
+            found.add(key, value, "must be text or null", hint)
+        elif value is None and key.endswith("partition"):
+            found.add(key, None, "must name a partition", hint)
+        elif conda and value is not None and key.endswith("python"):
+            found.add(key, value, "excludes --sdm conda", "set it to null, or leave out --sdm conda.")
+    if found:
+        raise ConfigError(f"{path}: fill in what your cluster needs\n" + "\n".join(f"  - {line}" for line in found))
+    return site
+
+
+def use_scratch(site: Config | None) -> None:
+    """Point a job's temporary files and caches to the site's scratch folder; variables in its name are expanded."""
+    if site and site["scratch"] and "SLURM_JOB_ID" in os.environ:
+        folder = Path(os.path.expandvars(site["scratch"]))
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("TMPDIR", "XDG_CACHE_HOME"):
+            os.environ[name] = str(folder)

@@ -1,0 +1,116 @@
+"""A real SLURM for the tests that ask for one, and builds through it. Whatever talks to SLURM has a time limit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, copy_checkout
+
+ASKED = "OUROBOROS_SLURM_TESTS"
+# Small enough that a step is over in seconds; the computing device is left open, so that steps ask for GPUs.
+SMALL = {
+    "bases": {"world": {"texts": 256}},
+    "datasets": {
+        "demonstrations": {"size": 128},
+        "annotations": {"size": 128},
+        "annotations_heldout": {"size": 32},
+    },
+    "prompts": {"requests": {"size": 24, "shard_prompts": 12}, "heldout": {"size": 8}},
+    "samplings": {"best_of_8": {"k": 4}},
+    "runtime": {"device": "auto"},
+    "resources": {"default": {"threads": 1, "mem_mb": 2000, "runtime": 10}},
+}
+SITE = {
+    "account": "research",
+    "cpu_partition": "cpu",
+    "gpu_partition": "gpu",
+    "gpu_model": "h100",
+    "scratch": None,
+    "train_python": sys.executable,
+    "rollout_python": None,
+}
+# SLURM is asked often, since jobs are over in seconds; production asks every twenty seconds.
+QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10", "--jobs", "6"]
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """A cluster of two nodes that this session starts and ends."""
+    if not os.environ.get(ASKED):
+        pytest.skip(f"starts a SLURM on this machine; set {ASKED}=1 to ask for it")
+    for script in ("down.sh", "up.sh"):
+        done = subprocess.run(
+            ["bash", ROOT / "tests" / "slurm" / script], capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    yield
+    subprocess.run(["bash", ROOT / "tests" / "slurm" / "down.sh"], capture_output=True, timeout=120, check=False)
+
+
+def ask(*command: str) -> str:
+    """What a SLURM command prints."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def accounted(*fields: str, since: float) -> list[dict[str, str]]:
+    """sacct's fields of every job that began after `since` (Unix time); of one that was requeued, every time it ran."""
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
+    listed = ask("sacct", "-a", "-X", "-P", "-n", "--duplicates", "-S", start, "-o", ",".join(fields))
+    return [dict(zip(fields, line.split("|"))) for line in listed.splitlines()]
+
+
+class Build:
+    """A fresh copy of the checkout with its site filled in and one overlay, built by the profile or on this machine."""
+
+    def __init__(self, folder: Path, overlay: dict, **site) -> None:
+        self.folder = copy_checkout(folder)
+        (folder / "profiles" / "slurm" / "site.yaml").write_text(yaml.safe_dump({**SITE, **site}))
+        (folder / "overlay.yaml").write_text(json.dumps(overlay))
+        self.results = folder / "results" / "tiny"
+        self.began = time.time()
+
+    def start(self, *words: str) -> subprocess.Popen:
+        """Snakemake, in a process group of its own as a shell would start it."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.Popen(
+            ["snakemake", *words, "--configfile", "overlay.yaml"],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *words: str, timeout: int = 900) -> tuple[int, str]:
+        """(exit code, output) of Snakemake; what outlives the time limit is killed."""
+        process = self.start(*words)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f"snakemake {words} took more than {timeout} s\n{output[-4000:]}")
+        return process.returncode, output
+
+    def on_slurm(self, target: str, *words: str, timeout: int = 900) -> tuple[int, str]:
+        """The literal command, with quicker polling."""
+        return self.run("--profile", "slurm", target, *QUICK, *words, timeout=timeout)
+
+    def manifest(self, tail: str) -> dict:
+        """The manifest of an artifact beneath the results."""
+        return json.loads((self.results / f"{tail}.json").read_text())
+
+
+@pytest.fixture
+def make(tmp_path):
+    """make(name, overlay, **site) → a Build of its own."""
+    return lambda name, overlay, **site: Build(tmp_path / name, overlay, **site)

@@ -1,0 +1,172 @@
+"""What happens to a build when a cluster does what clusters do: time limits, preemption, memory, a cancelled build."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.lib.config import merge
+from tests.slurm.conftest import SMALL, accounted, ask
+
+pytestmark = pytest.mark.long
+
+# SFT takes about two minutes of one core, in many steps, each of which is kept.
+LONG_SFT = merge(
+    SMALL,
+    {
+        "datasets": {"demonstrations": {"size": 2000}},
+        "sft": {"tiny": {"epochs": 12}},
+        "runtime": {"device": "cpu", "checkpoint_minutes": 0.05},
+    },
+)
+FIELDS = ("JobID", "Comment", "State", "Timelimit", "ReqMem", "Restarts")
+
+
+def sft_jobs(build):
+    return [job for job in accounted(*FIELDS, since=build.began) if "train_sft" in job["Comment"]]
+
+
+def wait_for(what, seconds=240):
+    """Poll until `what()` is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(1)
+    return found
+
+
+def running(rule, user="root"):
+    """JobIDs of a rule's running jobs."""
+    listed = ask("squeue", "-h", "-t", "RUNNING", "-o", "%i|%k").splitlines()
+    return [line.split("|")[0] for line in listed if f"rule_{rule}" in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm, tmp_path_factory):
+    """The SFT policy, made on this machine without any disturbance."""
+    from tests.slurm.conftest import Build
+
+    build = Build(tmp_path_factory.mktemp("undisturbed") / "build", LONG_SFT)
+    code, output = build.run("sft", "--cores", "2")
+    assert code == 0, output[-4000:]
+    return build
+
+
+def assert_same_policy(build, undisturbed):
+    """Nothing was lost and nothing done twice that shows: the same weights, byte for byte."""
+    digests = [b.results / "sft" / "tiny" / "policy.sha256" for b in (build, undisturbed)]
+    assert digests[0].read_bytes() == digests[1].read_bytes()
+    log = (build.results / "logs" / "sft" / "tiny" / "policy.log").read_text()
+    assert "continuing from" in log
+    # The log is the last attempt's: it began after a checkpoint, not at the first step.
+    steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
+    assert steps
+    assert steps[0] > 1
+
+
+def test_a_job_killed_by_its_time_limit_goes_on_with_more_time(make, undisturbed):
+    build = make("limit", merge(LONG_SFT, {"resources": {"train_sft": {"runtime": 1}}}))
+    code, output = build.on_slurm("sft", "--retries", "3")
+    assert code == 0, output[-4000:]
+    states = [(job["State"], job["Timelimit"]) for job in sft_jobs(build)]
+    assert states[0] == ("TIMEOUT", "00:01:00")
+    assert states[1][1] == "00:02:00"
+    assert states[-1][0] == "COMPLETED"
+    assert_same_policy(build, undisturbed)
+
+
+def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(make, undisturbed):
+    build = make("preempted", LONG_SFT, cpu_partition="low")
+    process = build.start("--profile", "slurm", "sft", "--slurm-init-seconds-before-status-checks", "3")
+    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
+    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    (job,) = running("train_sft")
+    # Somebody more important wants every node.
+    taken = ask("sbatch", "--parsable", "-p", "cpu", "-A", "research", "-N", "2", "--exclusive", "--wrap", "sleep 20")
+    wait_for(lambda: job not in running("train_sft"))
+    assert ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    assert taken.strip().isdigit()
+    jobs = sft_jobs(build)
+    assert {entry["JobID"] for entry in jobs} == {job}  # SLURM's own requeue, not a second submission
+    assert [entry["State"] for entry in jobs] == ["PREEMPTED", "COMPLETED"]
+    assert_same_policy(build, undisturbed)
+
+
+def test_a_job_out_of_memory_is_submitted_again_with_more(make, undisturbed):
+    # Half of what training takes: SLURM kills it for that (JobAcctGatherParams=OverMemoryKill).
+    build = make("memory", merge(LONG_SFT, {"resources": {"train_sft": {"mem_mb": 600}}}))
+    code, output = build.on_slurm("sft", "--retries", "3")
+    assert code == 0, output[-4000:]
+    jobs = sft_jobs(build)
+    assert [job["ReqMem"] for job in jobs] == [f"{600 * n}M" for n in range(1, len(jobs) + 1)]
+    assert len(jobs) > 1
+    assert {job["State"] for job in jobs[:-1]} <= {"FAILED", "OUT_OF_MEMORY", "CANCELLED by 0"}
+    assert jobs[-1]["State"] == "COMPLETED"
+    digests = [b.results / "sft" / "tiny" / "policy.sha256" for b in (build, undisturbed)]
+    assert digests[0].read_bytes() == digests[1].read_bytes()
+
+
+def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(make, undisturbed):
+    build = make("cancelled", LONG_SFT)
+    process = build.start("--profile", "slurm", "sft", "--slurm-init-seconds-before-status-checks", "3")
+    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
+    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    os.kill(process.pid, signal.SIGINT)  # Ctrl-C
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    wait_for(lambda: not ask("squeue", "-h", "-o", "%i").split(), 60)
+    (cancelled,) = sft_jobs(build)
+    assert cancelled["State"].startswith("CANCELLED"), output[-2000:]
+    assert not (build.results / "sft" / "tiny" / "policy.json").exists()
+    code, output = build.on_slurm("sft")
+    assert code == 0, output[-4000:]
+    assert [job["State"].split()[0] for job in sft_jobs(build)] == ["CANCELLED", "COMPLETED"]
+    assert_same_policy(build, undisturbed)
+
+
+def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(make, slurm):
+    overlay = merge(LONG_SFT, {"resources": {"train_sft": {"nodes": 2, "processes": 1}}})
+    build = make("rank", overlay)
+    process = build.start(
+        "--profile", "slurm", "sft", "--retries", "0", "--slurm-init-seconds-before-status-checks", "3"
+    )
+    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
+    wait_for(lambda: log.exists() and "step 20/" in log.read_text())
+    mine = f"scripts.train_sft.*{build.folder}"
+    ranks = subprocess.run(["pgrep", "-f", mine], capture_output=True, text=True, check=False).stdout.split()
+    workers = [pid for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode != 0
+    assert "Signal 9 (SIGKILL)" in output  # torchrun's own words, in the log that the profile shows
+    wait_for(lambda: not subprocess.run(["pgrep", "-f", mine], capture_output=True, check=False).stdout, 60)
+    assert not (build.results / "sft" / "tiny" / "policy.json").exists()
+
+
+def test_job_arrays_build_the_same(make, slurm):
+    build = make("array", SMALL)
+    code, output = build.on_slurm("iter1_rewards", "--slurm-array-jobs", "sample_rollouts,score_rollouts")
+    assert code == 0, output[-4000:]
+    jobs = accounted("JobID", "Comment", since=build.began)
+    arrays = {job["Comment"].split("_wildcards")[0] for job in jobs if "_" in job["JobID"]}
+    assert arrays == {"rule_sample_rollouts", "rule_score_rollouts"}
+
+
+def test_the_tiny_preset_through_slurm_has_the_bytes_of_a_local_build(make, build):
+    there = make("whole", {})
+    code, output = there.on_slurm("iter3_policy", timeout=3000)
+    assert code == 0, output[-4000:]
+    local = build / "results" / "tiny"
+    made = [path for path in there.results.rglob("*") if path.suffix in (".parquet", ".json", ".safetensors")]
+    compared = 0
+    for path in made:
+        if path.name.endswith("run.json") or "work" in path.relative_to(there.results).parts:
+            continue
+        assert path.read_bytes() == (local / path.relative_to(there.results)).read_bytes(), path
+        compared += 1
+    assert compared > 60

@@ -1,0 +1,127 @@
+"""The literal command on a real cluster: the same bytes as on one machine, and what SLURM was asked for."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from scripts.lib.config import merge
+from tests.slurm.conftest import SMALL, accounted, ask
+
+# DPO on two nodes, one process each: one training through srun and torchrun.
+TWO_NODES = merge(SMALL, {"resources": {"train_dpo": {"nodes": 2, "gpus": 4, "processes": 1, "runtime": 15}}})
+FIELDS = ("JobID", "Comment", "Partition", "Account", "ReqTRES", "Timelimit", "NNodes", "State", "AllocTRES")
+
+
+@pytest.fixture(scope="module")
+def built(slurm, tmp_path_factory):
+    """(the build on this machine, the build through SLURM, what accounting says of it)."""
+    from tests.slurm.conftest import Build
+
+    folder = tmp_path_factory.mktemp("slurm")
+    here = Build(folder / "here", SMALL)
+    code, output = here.run("iter1_policy", "--cores", "2")
+    assert code == 0, output[-4000:]
+    there = Build(folder / "there", TWO_NODES)
+    code, output = there.on_slurm("iter1_policy")
+    assert code == 0, output[-6000:]
+    return here, there, accounted(*FIELDS, since=there.began)
+
+
+def files(build, *patterns):
+    return {
+        path.relative_to(build.results).as_posix(): path.read_bytes()
+        for pattern in patterns
+        for path in build.results.rglob(pattern)
+        if "work" not in path.parts and not path.name.endswith("run.json")
+    }
+
+
+def test_a_build_through_slurm_has_the_bytes_of_a_local_one(built):
+    here, there, _ = built
+    local = files(here, "*.parquet", "*.json", "*.safetensors", "*.sha256")
+    remote = files(there, "*.parquet", "*.json", "*.safetensors", "*.sha256")
+    assert local.keys() == remote.keys()
+    different = {name for name in local if local[name] != remote[name]}
+    # Two processes add numbers up in another order than one.
+    assert {name for name in different if not name.startswith("runs/main/iter1/policy")} == set()
+
+
+def test_two_nodes_trained_one_policy_not_two_copies(built):
+    here, there, _ = built
+    one, two = here.manifest("runs/main/iter1/policy"), there.manifest("runs/main/iter1/policy")
+    assert two["metrics"]["steps"] == one["metrics"]["steps"]
+    for key in ("first_loss", "last_loss"):
+        assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-5)
+    for key in ("settings", "counts", "code"):
+        assert two[key] == one[key]
+    run = there.manifest("runs/main/iter1/policy.run")
+    assert run["processes"] == 2
+    weights = (load_file(b.results / "runs/main/iter1/policy/model.safetensors") for b in (here, there))
+    for left, right in zip(*(sorted(tensors.items()) for tensors in weights)):
+        torch.testing.assert_close(left[1], right[1], atol=1e-4, rtol=1e-3)
+
+
+def test_slurm_was_asked_for_what_each_step_needs(built):
+    _, _, jobs = built
+    asked = {}
+    for job in jobs:
+        rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
+        tres = dict(part.split("=") for part in job["ReqTRES"].split(","))
+        request = (
+            job["Partition"],
+            tres["cpu"],
+            tres["mem"],
+            tres.get("gres/gpu", "0"),
+            tres["node"],
+            job["Timelimit"],
+        )
+        asked.setdefault(rule, set()).add(request)
+    on_gpu = {("gpu", "1", "2000M", "1", "1", "00:10:00")}
+    assert asked == {
+        "curate_data": {("cpu", "1", "2000M", "0", "1", "00:10:00")},
+        "make_base": on_gpu,
+        "train_sft": on_gpu,
+        "train_reward": on_gpu,
+        "sample_rollouts": on_gpu,
+        "score_rollouts": on_gpu,
+        "score_reference": on_gpu,
+        "train_dpo": {("gpu", "2", "4000M", "8", "2", "00:15:00")},
+    }
+    assert {job["State"] for job in jobs} == {"COMPLETED"}
+    assert {job["Account"] for job in jobs} == {"research"}
+    assert all("gres/gpu:h100" in job["AllocTRES"] for job in jobs if job["Partition"] == "gpu")
+
+
+def test_a_person_can_find_an_iteration_by_its_comment(built):
+    _, _, jobs = built
+    comments = {job["Comment"] for job in jobs}
+    assert "rule_train_dpo_wildcards_main_1" in comments
+    assert "rule_sample_rollouts_wildcards_sft/tiny_best_of_8_requests-1_1" in comments
+
+
+def test_bookkeeping_stayed_on_the_login_node(built):
+    _, there, jobs = built
+    assert not any("build_pairs" in job["Comment"] or "make_prompts" in job["Comment"] for job in jobs)
+    assert there.manifest("sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.run")["host"] not in (
+        *("node1", "node2"),
+    )
+    assert there.manifest("sft/tiny/policy.run")["host"] in ("node1", "node2")
+
+
+def test_a_second_invocation_submits_nothing(built):
+    _, there, jobs = built
+    code, output = there.on_slurm("iter1_policy")
+    assert code == 0
+    assert "Nothing to be done" in output
+    assert len(accounted("JobID", since=there.began)) == len(jobs)
+
+
+def test_a_step_that_fails_shows_its_own_message_and_where_its_logs_are(built, make):
+    # The held-out table is gone bad on disk: the reward model's own error must reach the terminal.
+    broken = make("broken", {**SMALL, "rewards": {"bt": {"max_length": 8}}})
+    code, output = broken.on_slurm("reward", "--retries", "0")
+    assert code != 0
+    assert "training and 0 held-out pairs fit max_length = 8" in output or "pairs fit max_length = 8" in output
+    assert "results/tiny/logs/reward/bt/model.log" in output
+    assert ".snakemake/slurm_logs/rule_train_reward" in output
+    assert "PENDING" not in ask("squeue", "-h", "-o", "%T")

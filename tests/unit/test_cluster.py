@@ -1,0 +1,204 @@
+"""What a step asks a machine or a cluster for, down to the words that sbatch would be given."""
+
+import types
+
+import pytest
+
+from scripts.lib import cluster
+from scripts.lib.config import load, merge
+from scripts.lib.digest import ROOT
+from scripts.lib.errors import ConfigError
+
+SITE = {
+    "account": "research",
+    "cpu_partition": "cpu",
+    "gpu_partition": "gpu",
+    "gpu_model": "h100",
+    "scratch": None,
+    "train_python": None,
+    "rollout_python": None,
+}
+
+
+def configured(device="auto", **resources):
+    """The tiny preset on another device, with its `resources` replaced."""
+    config = load(ROOT / "config" / "config.yaml")
+    config["runtime"] |= {"device": device, "torch_threads": None}
+    default = {"threads": None, "mem_mb": 8000, "runtime": 120, "gpus": None, "nodes": 1, "processes": None}
+    return {**config, "resources": merge({"default": default}, resources)}
+
+
+def asked(config, rule, site=SITE, attempt=1):
+    """Resources as Snakemake evaluates them for an attempt."""
+    found = cluster.resources(config, rule, site)
+    return {key: value({}, attempt) if callable(value) else value for key, value in found.items()}
+
+
+def sbatch(config, rule, attempt=1):
+    """The options that the SLURM plugin gives sbatch, without those that name the job and its log."""
+    from snakemake_executor_plugin_slurm import submit_string, utils
+
+    class Resources(dict):
+        __getattr__ = dict.__getitem__
+
+    job = types.SimpleNamespace(
+        resources=Resources(asked(config, rule, SITE, attempt)), threads=cluster.threads(config, rule, SITE)
+    )
+    params = {"run_uuid": "x", "slurm_logfile": "x", "comment_str": "x", "account": "", "partition": "", "workdir": ""}
+    command = submit_string.get_submit_command(job, params) + utils.set_gres_string(job)
+    return command.split("--comment x")[1].split()
+
+
+def test_one_gpu():
+    assert sbatch(configured(), "score_rollouts") == [
+        *("-t", "120", "--mem", "8000", "--cpus-per-task=8", "--gres=gpu:h100:1")
+    ]
+
+
+def test_eight_gpus_of_a_node_are_one_task_that_torchrun_divides():
+    config = configured(train_dpo={"gpus": 8, "mem_mb": 900_000, "threads": 64})
+    assert sbatch(config, "train_dpo") == [*("-t", "120", "--mem", "900000", "--cpus-per-task=64", "--gres=gpu:h100:8")]
+    assert cluster.launch(config, "train_dpo", SITE) == (
+        "python -m scripts.lib.launch --nodes 1 --processes 8 --gpus 8 --threads 64"
+    )
+    # Another step keeps what all have.
+    assert "--gres=gpu:h100:1" in sbatch(config, "train_sft")
+
+
+def test_two_nodes_are_one_task_on_each():
+    config = configured(train_dpo={"gpus": 8, "nodes": 2})
+    assert sbatch(config, "train_dpo") == [
+        *("-t", "120", "--mem", "8000", "--nodes=2", "--ntasks=2", "--cpus-per-task=64", "--gres=gpu:h100:8")
+    ]
+    assert cluster.world(config, "train_dpo") == 16
+    assert "--nodes 2 --processes 8 --gpus 8" in cluster.launch(config, "train_dpo", SITE)
+
+
+def test_steps_without_a_gpu_go_to_the_cpu_partition():
+    config = configured()
+    assert asked(config, "curate_data") == {
+        "mem_mb": 8000, "runtime": 120, "slurm_partition": "cpu", "slurm_account": "research",
+    }  # fmt: skip
+    assert cluster.threads(config, "curate_data", SITE) == 1
+    assert asked(config, "train_dpo")["slurm_partition"] == "gpu"
+    assert asked(configured(device="cpu"), "train_dpo")["slurm_partition"] == "cpu"
+
+
+def test_memory_and_time_grow_with_the_attempt():
+    config = configured(train_dpo={"mem_mb": 5000, "runtime": 30})
+    assert [asked(config, "train_dpo", SITE, n)["mem_mb"] for n in (1, 2, 3)] == [5000, 10000, 15000]
+    assert [asked(config, "train_dpo", SITE, n)["runtime"] for n in (1, 2, 3)] == [30, 60, 90]
+
+
+def test_outside_a_cluster_gpus_are_counted_and_nothing_of_slurm_is_asked():
+    config = configured(train_dpo={"gpus": 4})
+    assert asked(config, "train_dpo", None) == {"mem_mb": 8000, "runtime": 120, "gpu": 4}
+    assert asked(config, "curate_data", None) == {"mem_mb": 8000, "runtime": 120}
+    assert cluster.threads(config, "train_dpo", None) == 4 * cluster.ALL_CORES
+    assert cluster.launch(configured(device="cpu"), "train_dpo", None) == "python -m"
+
+
+def test_only_training_takes_several_nodes_or_processes():
+    config = configured(default={"gpus": 2, "nodes": 2, "processes": 2})
+    assert cluster.world(config, "train_dpo") == 4
+    assert cluster.world(config, "sample_rollouts") == 1
+    assert cluster.needs(config, "sample_rollouts")["gpus"] == 2
+
+
+def test_an_engine_over_several_gpus_asks_for_them():
+    config = configured()
+    config["runtime"]["vllm_tensor_parallel"] = 4
+    assert cluster.needs(config, "sample_rollouts")["gpus"] == 4
+    assert cluster.needs(config, "score_rollouts")["gpus"] == 1
+
+
+def test_each_engine_has_its_interpreter():
+    site = {**SITE, "train_python": "/envs/train/bin/python", "rollout_python": "/envs/my rollout/bin/python"}
+    config = configured(device="cpu")
+    assert cluster.launch(config, "train_dpo", site) == "/envs/train/bin/python -m"
+    assert cluster.launch(config, "sample_rollouts", site, "vllm") == "'/envs/my rollout/bin/python' -m"
+    assert cluster.launch(config, "sample_rollouts", site, "transformers") == "/envs/train/bin/python -m"
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_queued():
+    text = ROOT / "config" / "config.yaml"
+    with pytest.raises(ConfigError) as raised:
+        load(text, said={"resources": {"default": {"processes": 3}, "train_dpo": {"nodes": 5, "processes": 2}}})
+    assert "runs.main.dpo.batch_size = 32: does not divide among the 10 processes of train_dpo" in str(raised.value)
+    assert "sft.tiny.batch_size = 32: does not divide among the 3 processes of train_sft" in str(raised.value)
+    load(text, said={"resources": {"train_dpo": {"nodes": 2, "processes": 4}}})
+
+
+def test_unknown_rules_and_keys_are_named():
+    with pytest.raises(ConfigError) as raised:
+        load(ROOT / "config" / "config.yaml", said={"resources": {"train_dop": {}, "train_sft": {"memory": 3}}})
+    assert "resources.train_dop: unknown key. Hint: did you mean train_dpo?" in str(raised.value)
+    assert "resources.train_sft.memory: unknown key" in str(raised.value)
+
+
+# The site's file.
+
+
+def site(tmp_path, text):
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    return path
+
+
+FILLED = "account: a\ncpu_partition: c\ngpu_partition: g\ngpu_model: null\nscratch: null\n"
+INTERPRETERS = "train_python: null\nrollout_python: null\n"
+
+
+def test_a_site_that_is_not_filled_in_is_refused_with_every_key():
+    with pytest.raises(ConfigError) as raised:
+        cluster.read_site(ROOT / "profiles" / "slurm" / "site.yaml", configured(), conda=False)
+    said = str(raised.value)
+    assert [line.split(":")[0].strip(" -") for line in said.splitlines()[1:]] == [
+        *("account", "cpu_partition", "gpu_partition")
+    ]
+    assert "Hint: a partition with GPUs; `sinfo -o '%P %G'` lists them." in said
+
+
+def test_the_gpu_partition_may_wait_until_a_step_asks_for_a_gpu(tmp_path):
+    path = site(tmp_path, FILLED.replace(": g", ": CHANGE_ME") + INTERPRETERS)
+    assert cluster.read_site(path, configured(device="cpu"), conda=False)["cpu_partition"] == "c"
+    with pytest.raises(ConfigError, match="gpu_partition: not filled in"):
+        cluster.read_site(path, configured(), conda=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (FILLED + INTERPRETERS + "acount: a\n", "acount: unknown key. Hint: did you mean account"),
+        (FILLED + "train_python: null\n", "rollout_python: not filled in"),
+        (FILLED.replace("cpu_partition: c", "cpu_partition: null") + INTERPRETERS, "cpu_partition: must name a part"),
+        (FILLED.replace("scratch: null", "scratch: 5") + INTERPRETERS, "scratch = 5: must be text or null"),
+    ],
+)
+def test_what_is_wrong_with_a_site_is_said(tmp_path, text, message):
+    with pytest.raises(ConfigError) as raised:
+        cluster.read_site(site(tmp_path, text), configured(), conda=False)
+    assert message in str(raised.value)
+
+
+def test_ready_interpreters_and_conda_exclude_each_other(tmp_path):
+    path = site(tmp_path, FILLED + "train_python: /e/python\nrollout_python: null\n")
+    cluster.read_site(path, configured(), conda=False)
+    with pytest.raises(ConfigError, match="excludes --sdm conda"):
+        cluster.read_site(path, configured(), conda=True)
+    cluster.read_site(site(tmp_path, FILLED + INTERPRETERS), configured(), conda=True)
+
+
+def test_scratch_is_used_inside_a_job_only(tmp_path, monkeypatch):
+    for name in ("TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    named = {**SITE, "scratch": f"{tmp_path}/$SLURM_JOB_ID"}
+    cluster.use_scratch(named)
+    assert "TMPDIR" not in cluster.os.environ
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    for name in ("TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))  # so that it is put back after the test
+    cluster.use_scratch(named)
+    assert cluster.os.environ["TMPDIR"] == str(tmp_path / "17")
+    assert (tmp_path / "17").is_dir()
