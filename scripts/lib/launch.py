@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from scripts.lib import slots
 
@@ -45,6 +46,24 @@ def head_node(listing: str) -> str:
     return shown.stdout.split()[0]
 
 
+def not_granted(nodes: int, gpus: int, environment: Mapping[str, str]) -> str:
+    """What SLURM gave otherwise than asked, in words; empty where all is right or SLURM does not say.
+
+    Processes are counted from what was asked: with fewer GPUs several would share one, with more some would idle.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    found = {
+        "GPUs on this node": (gpus, len(listed.split(",")) if listed else None),
+        "nodes": (nodes, int(environment["SLURM_NNODES"]) if "SLURM_NNODES" in environment else None),
+    }
+    wrong = [
+        f"{asked} {what} were asked for, {given} granted"
+        for what, (asked, given) in found.items()
+        if given not in (None, asked)
+    ]
+    return "; ".join(wrong)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Become the step's process, or start its processes; never returns where it becomes it."""
     parser = argparse.ArgumentParser(
@@ -58,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("stage", nargs=argparse.REMAINDER, help="the stage's module and its arguments")
     args = parser.parse_args(argv)
     in_job = "SLURM_JOB_ID" in os.environ
+    if in_job and (args.on_node or args.nodes == 1) and (wrong := not_granted(args.nodes, args.gpus, os.environ)):
+        print(f"{wrong}\nHint: compare `resources` in config with what the partition gives.", file=sys.stderr)
+        return 2
     if args.on_node:
         node, head = int(os.environ["SLURM_NODEID"]), head_node(os.environ["SLURM_STEP_NODELIST"])
         command = torchrun(args.processes, args.stage, args.nodes, node, head, int(os.environ["SLURM_JOB_ID"]))

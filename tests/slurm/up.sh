@@ -108,7 +108,9 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
-NodeName=node[1-$NODES] CPUs=$CPUS RealMemory=$MEM Gres=gpu:h100:$GPUS
+$(for i in $(seq "$NODES"); do
+    echo "NodeName=node$i NodeAddr=$NET.$((10 + i)) CPUs=$CPUS RealMemory=$MEM Gres=gpu:h100:$GPUS"
+done)
 PartitionName=cpu Nodes=node[1-$NODES] Default=YES MaxTime=1-0 DefMemPerCPU=100 PriorityTier=10
 PartitionName=gpu Nodes=node[1-$NODES] MaxTime=2-0 DefMemPerCPU=100 PriorityTier=10
 PartitionName=low Nodes=node[1-$NODES] MaxTime=2-0 DefMemPerCPU=100 PriorityTier=1

@@ -48,6 +48,20 @@ def test_several_nodes_outside_a_job_are_refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("nodes", "gpus", "environment", "said"),
+    [
+        (1, 8, {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, ""),
+        (1, 8, {"CUDA_VISIBLE_DEVICES": "0,1"}, "8 GPUs on this node were asked for, 2 granted"),
+        (2, 1, {"CUDA_VISIBLE_DEVICES": "3", "SLURM_NNODES": "1"}, "2 nodes were asked for, 1 granted"),
+        (2, 0, {"SLURM_NNODES": "2"}, ""),
+        (1, 1, {}, ""),
+    ],
+)
+def test_what_slurm_granted_is_held_against_what_was_asked(nodes, gpus, environment, said):
+    assert launch.not_granted(nodes, gpus, environment) == said
+
+
+@pytest.mark.parametrize(
     ("batch", "micro", "processes", "expected"),
     [(128, 4, 1, (4, 32)), (128, 4, 8, (4, 4)), (128, 4, 16, (4, 2)), (128, 32, 16, (8, 1)), (32, 64, 2, (16, 1))],
 )
