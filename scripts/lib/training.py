@@ -58,6 +58,7 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         report_to="none",
         save_strategy="no",  # scripts/lib/checkpoints.py says when
         save_total_limit=2,
+        ddp_find_unused_parameters=False,
         **own,
     )
 

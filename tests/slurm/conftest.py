@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ SMALL = {
     },
     "prompts": {"requests": {"size": 24, "shard_prompts": 12}, "heldout": {"size": 8}},
     "samplings": {"best_of_8": {"k": 4}},
+    "runs": {"main": {"dpo": {"batch_size": 4}}},
     "runtime": {"device": "auto"},
     "resources": {"default": {"threads": 1, "mem_mb": 2000, "runtime": 10}},
 }
@@ -36,8 +38,9 @@ SITE = {
     "train_python": sys.executable,
     "rollout_python": None,
 }
-# SLURM is asked often, since jobs are over in seconds; production asks every twenty seconds.
-QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "10", "--jobs", "6"]
+# SLURM is asked often, since jobs are over in seconds; production asks after twenty seconds.
+QUICK = ["--slurm-init-seconds-before-status-checks", "8", "--latency-wait", "10", "--jobs", "6"]
+FIELDS = ("JobID", "Comment", "Partition", "Account", "ReqTRES", "Timelimit", "State", "AllocTRES", "Elapsed")
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +67,31 @@ def accounted(*fields: str, since: float) -> list[dict[str, str]]:
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since))
     listed = ask("sacct", "-a", "-X", "-P", "-n", "--duplicates", "-S", start, "-o", ",".join(fields))
     return [dict(zip(fields, line.split("|"))) for line in listed.splitlines()]
+
+
+class Request(NamedTuple):
+    """What SLURM was asked for one job."""
+
+    partition: str
+    cpus: str = "1"
+    memory: str = "2000M"
+    gpus: str = "0"
+    nodes: str = "1"
+    limit: str = "00:10:00"
+
+
+ONE_GPU, NO_GPU = Request("gpu", gpus="1"), Request("cpu")
+
+
+def requests(jobs: list[dict[str, str]]) -> dict[str, set[Request]]:
+    """rule → what was asked for its jobs, as accounting tells it."""
+    asked: dict[str, set[Request]] = {}
+    for job in jobs:
+        rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
+        tres = dict(part.split("=") for part in job["ReqTRES"].split(","))
+        given = (tres["cpu"], tres["mem"], tres.get("gres/gpu", "0"), tres["node"], job["Timelimit"])
+        asked.setdefault(rule, set()).add(Request(job["Partition"], *given))
+    return asked
 
 
 class Build:
@@ -101,9 +129,9 @@ class Build:
             pytest.fail(f"snakemake {words} took more than {timeout} s\n{output[-4000:]}")
         return process.returncode, output
 
-    def on_slurm(self, target: str, *words: str, timeout: int = 900) -> tuple[int, str]:
+    def on_slurm(self, *words: str, timeout: int = 900) -> tuple[int, str]:
         """The literal command, with quicker polling."""
-        return self.run("--profile", "slurm", target, *QUICK, *words, timeout=timeout)
+        return self.run("--profile", "slurm", *words, *QUICK, timeout=timeout)
 
     def manifest(self, tail: str) -> dict:
         """The manifest of an artifact beneath the results."""

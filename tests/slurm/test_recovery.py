@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lib.config import merge
-from tests.slurm.conftest import SMALL, accounted, ask
+from tests.slurm.conftest import QUICK, SMALL, Build, accounted, ask
 
 pytestmark = pytest.mark.long
 
@@ -47,8 +47,6 @@ def running(rule, user="root"):
 @pytest.fixture(scope="module")
 def undisturbed(slurm, tmp_path_factory):
     """The SFT policy, made on this machine without any disturbance."""
-    from tests.slurm.conftest import Build
-
     build = Build(tmp_path_factory.mktemp("undisturbed") / "build", LONG_SFT)
     code, output = build.run("sft", "--cores", "2")
     assert code == 0, output[-4000:]
@@ -80,7 +78,7 @@ def test_a_job_killed_by_its_time_limit_goes_on_with_more_time(make, undisturbed
 
 def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(make, undisturbed):
     build = make("preempted", LONG_SFT, cpu_partition="low")
-    process = build.start("--profile", "slurm", "sft", "--slurm-init-seconds-before-status-checks", "3")
+    process = build.start("--profile", "slurm", "sft", *QUICK)
     log = build.results / "logs" / "sft" / "tiny" / "policy.log"
     wait_for(lambda: log.exists() and "step 100/" in log.read_text())
     (job,) = running("train_sft")
@@ -94,6 +92,26 @@ def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(make, undisturbed):
     jobs = sft_jobs(build)
     assert {entry["JobID"] for entry in jobs} == {job}  # SLURM's own requeue, not a second submission
     assert [entry["State"] for entry in jobs] == ["PREEMPTED", "COMPLETED"]
+    assert_same_policy(build, undisturbed)
+
+
+def test_a_job_whose_node_goes_down_is_started_again_and_goes_on(make, undisturbed):
+    build = make("node", LONG_SFT)
+    process = build.start("--profile", "slurm", "sft", *QUICK)
+    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
+    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    (job,) = running("train_sft")
+    node = ask("squeue", "-h", "-j", job, "-o", "%N").strip()
+    ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        wait_for(lambda: job not in running("train_sft"))
+    finally:
+        ask("scontrol", "update", f"nodename={node}", "state=resume")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    jobs = sft_jobs(build)
+    assert {entry["JobID"] for entry in jobs} == {job}
+    assert [entry["State"] for entry in jobs] == ["NODE_FAIL", "COMPLETED"]
     assert_same_policy(build, undisturbed)
 
 
@@ -113,7 +131,7 @@ def test_a_job_out_of_memory_is_submitted_again_with_more(make, undisturbed):
 
 def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(make, undisturbed):
     build = make("cancelled", LONG_SFT)
-    process = build.start("--profile", "slurm", "sft", "--slurm-init-seconds-before-status-checks", "3")
+    process = build.start("--profile", "slurm", "sft", *QUICK)
     log = build.results / "logs" / "sft" / "tiny" / "policy.log"
     wait_for(lambda: log.exists() and "step 100/" in log.read_text())
     os.kill(process.pid, signal.SIGINT)  # Ctrl-C
@@ -132,9 +150,7 @@ def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(make, undisturbed)
 def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(make, slurm):
     overlay = merge(LONG_SFT, {"resources": {"train_sft": {"nodes": 2, "processes": 1}}})
     build = make("rank", overlay)
-    process = build.start(
-        "--profile", "slurm", "sft", "--retries", "0", "--slurm-init-seconds-before-status-checks", "3"
-    )
+    process = build.start("--profile", "slurm", "sft", "--retries", "0", *QUICK)
     log = build.results / "logs" / "sft" / "tiny" / "policy.log"
     wait_for(lambda: log.exists() and "step 20/" in log.read_text())
     mine = f"scripts.train_sft.*{build.folder}"
@@ -155,18 +171,3 @@ def test_job_arrays_build_the_same(make, slurm):
     jobs = accounted("JobID", "Comment", since=build.began)
     arrays = {job["Comment"].split("_wildcards")[0] for job in jobs if "_" in job["JobID"]}
     assert arrays == {"rule_sample_rollouts", "rule_score_rollouts"}
-
-
-def test_the_tiny_preset_through_slurm_has_the_bytes_of_a_local_build(make, build):
-    there = make("whole", {})
-    code, output = there.on_slurm("iter3_policy", timeout=3000)
-    assert code == 0, output[-4000:]
-    local = build / "results" / "tiny"
-    made = [path for path in there.results.rglob("*") if path.suffix in (".parquet", ".json", ".safetensors")]
-    compared = 0
-    for path in made:
-        if path.name.endswith("run.json") or "work" in path.relative_to(there.results).parts:
-            continue
-        assert path.read_bytes() == (local / path.relative_to(there.results)).read_bytes(), path
-        compared += 1
-    assert compared > 60

@@ -1,28 +1,38 @@
 """The literal command on a real cluster: the same bytes as on one machine, and what SLURM was asked for."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from scripts.lib.config import merge
-from tests.slurm.conftest import SMALL, accounted, ask
+from tests.slurm.conftest import FIELDS, NO_GPU, ONE_GPU, SMALL, Build, Request, accounted, ask, requests
 
 # DPO on two nodes, one process each: one training through srun and torchrun.
 TWO_NODES = merge(SMALL, {"resources": {"train_dpo": {"nodes": 2, "gpus": 4, "processes": 1, "runtime": 15}}})
-FIELDS = ("JobID", "Comment", "Partition", "Account", "ReqTRES", "Timelimit", "NNodes", "State", "AllocTRES")
+
+
+GOLD = [f"results/tiny/sft/tiny/rollouts/best_of_8/requests-1/rewards/gold/{shard}.parquet" for shard in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def built(slurm, tmp_path_factory):
-    """(the build on this machine, the build through SLURM, what accounting says of it)."""
-    from tests.slurm.conftest import Build
+    """(the build on this machine, the build through SLURM, what accounting says of it).
 
+    SLURM makes what follows from the SFT policy; test_whole.py has it make everything.
+    """
     folder = tmp_path_factory.mktemp("slurm")
     here = Build(folder / "here", SMALL)
-    code, output = here.run("iter1_policy", "--cores", "2")
+    code, output = here.run("iter1_policy", *GOLD, "--cores", "2")
     assert code == 0, output[-4000:]
     there = Build(folder / "there", TWO_NODES)
-    code, output = there.on_slurm("iter1_policy")
+    shutil.copytree(here.folder / ".snakemake", there.folder / ".snakemake")
+    shutil.copytree(here.results, there.results)
+    shutil.rmtree(there.results / "sft" / "tiny" / "rollouts")
+    shutil.rmtree(there.results / "runs")
+    code, output = there.on_slurm("iter1_policy", *GOLD)
     assert code == 0, output[-6000:]
     return here, there, accounted(*FIELDS, since=there.began)
 
@@ -44,6 +54,7 @@ def test_a_build_through_slurm_has_the_bytes_of_a_local_one(built):
     different = {name for name in local if local[name] != remote[name]}
     # Two processes add numbers up in another order than one.
     assert {name for name in different if not name.startswith("runs/main/iter1/policy")} == set()
+    assert "sft/tiny/rollouts/best_of_8/requests-1/1.parquet" in local
 
 
 def test_two_nodes_trained_one_policy_not_two_copies(built):
@@ -63,29 +74,12 @@ def test_two_nodes_trained_one_policy_not_two_copies(built):
 
 def test_slurm_was_asked_for_what_each_step_needs(built):
     _, _, jobs = built
-    asked = {}
-    for job in jobs:
-        rule = job["Comment"].removeprefix("rule_").split("_wildcards_")[0]
-        tres = dict(part.split("=") for part in job["ReqTRES"].split(","))
-        request = (
-            job["Partition"],
-            tres["cpu"],
-            tres["mem"],
-            tres.get("gres/gpu", "0"),
-            tres["node"],
-            job["Timelimit"],
-        )
-        asked.setdefault(rule, set()).add(request)
-    on_gpu = {("gpu", "1", "2000M", "1", "1", "00:10:00")}
-    assert asked == {
-        "curate_data": {("cpu", "1", "2000M", "0", "1", "00:10:00")},
-        "make_base": on_gpu,
-        "train_sft": on_gpu,
-        "train_reward": on_gpu,
-        "sample_rollouts": on_gpu,
-        "score_rollouts": on_gpu,
-        "score_reference": on_gpu,
-        "train_dpo": {("gpu", "2", "4000M", "8", "2", "00:15:00")},
+    assert requests(jobs) == {
+        "sample_rollouts": {ONE_GPU},
+        "score_rollouts": {ONE_GPU},
+        "verify_rollouts": {NO_GPU},
+        "score_reference": {ONE_GPU},
+        "train_dpo": {Request("gpu", cpus="2", memory="4000M", gpus="8", nodes="2", limit="00:15:00")},
     }
     assert {job["State"] for job in jobs} == {"COMPLETED"}
     assert {job["Account"] for job in jobs} == {"research"}
@@ -96,7 +90,7 @@ def test_a_person_can_find_an_iteration_by_its_comment(built):
     _, _, jobs = built
     comments = {job["Comment"] for job in jobs}
     assert "rule_train_dpo_wildcards_main_1" in comments
-    assert "rule_sample_rollouts_wildcards_sft/tiny_best_of_8_requests-1_1" in comments
+    assert "rule_sample_rollouts_wildcards_sft_tiny_best_of_8_requests-1_1" in comments
 
 
 def test_bookkeeping_stayed_on_the_login_node(built):
@@ -105,7 +99,7 @@ def test_bookkeeping_stayed_on_the_login_node(built):
     assert there.manifest("sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.run")["host"] not in (
         *("node1", "node2"),
     )
-    assert there.manifest("sft/tiny/policy.run")["host"] in ("node1", "node2")
+    assert there.manifest("runs/main/iter1/policy.run")["host"] in ("node1", "node2")
 
 
 def test_a_second_invocation_submits_nothing(built):
@@ -116,12 +110,13 @@ def test_a_second_invocation_submits_nothing(built):
     assert len(accounted("JobID", since=there.began)) == len(jobs)
 
 
-def test_a_step_that_fails_shows_its_own_message_and_where_its_logs_are(built, make):
-    # The held-out table is gone bad on disk: the reward model's own error must reach the terminal.
-    broken = make("broken", {**SMALL, "rewards": {"bt": {"max_length": 8}}})
-    code, output = broken.on_slurm("reward", "--retries", "0")
+def test_a_step_that_fails_shows_its_own_message_and_where_its_logs_are(built):
+    _, there, _ = built
+    settings = {**TWO_NODES, "rewards": {"bt": {"max_length": 8}}}
+    (there.folder / "overlay.yaml").write_text(json.dumps(settings))
+    code, output = there.on_slurm("reward", "--retries", "0")
     assert code != 0
-    assert "training and 0 held-out pairs fit max_length = 8" in output or "pairs fit max_length = 8" in output
+    assert "0 training and 0 held-out pairs fit max_length = 8.\nHint: raise it." in output
     assert "results/tiny/logs/reward/bt/model.log" in output
     assert ".snakemake/slurm_logs/rule_train_reward" in output
-    assert "PENDING" not in ask("squeue", "-h", "-o", "%T")
+    assert ask("squeue", "-h", "-o", "%i") == ""
