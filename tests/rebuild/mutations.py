@@ -107,11 +107,9 @@ edits(
             ),
         ),
         "a log path": replace("rules/policy.smk", "{n}/policy.log", "{n}/training.log"),
-        "threads in a rule": replace("rules/policy.smk", "threads: THREADS", "threads: 1"),
+        "threads in a rule": replace("rules/policy.smk", 'threads: threads("train_dpo")', "threads: 1"),
         "priority in a rule": replace("rules/policy.smk", "priority: ON_THE_PATH", "priority: 3"),
-        "resources in a rule": replace(
-            "rules/policy.smk", "    threads:", "    resources:\n        mem_mb=9\n    threads:"
-        ),
+        "resources in a rule": replace("rules/policy.smk", '**needs("train_dpo")', "mem_mb=9"),
         "an environment file": replace("envs/train.yaml", "\n", "\n# A comment.\n", 1),
         "cores in the profile": replace("profiles/default/config.yaml", "cores: all", "cores: 1"),
         "a comment in the config": append("config/config.yaml", "# A comment.\n"),
@@ -126,11 +124,18 @@ edits(
     NOTHING,
     {
         f"scripts/lib/{name}.py": append(f"scripts/lib/{name}.py", "CHANGED = 1\n")
-        for name in ("plan", "config", "checks")
+        for name in ("plan", "config", "checks", "cluster", "launch", "slots")
     },
 )
 
 # Options of the command
+
+TABLE["a profile for a cluster"] = Mutation(
+    NOTHING,
+    replace("profiles/slurm/site.yaml", "CHANGE_ME", "here"),
+    options=("--profile", "slurm"),
+)
+TABLE["a profile for several GPUs"] = Mutation(NOTHING, options=("--profile", "profiles/gpu"))
 
 for option in (
     "--cores 1", "--keep-going", "--scheduler ilp",
@@ -237,6 +242,8 @@ overlays(
         "runtime.checkpoint_minutes": "runtime: {checkpoint_minutes: 0}",
         "which weights are kept": "runs: {main: {keep: last}}",
         "runtime.gradient_checkpointing": "runtime: {gradient_checkpointing: true}",
+        "resources of every step": "resources: {default: {mem_mb: 9000, threads: 2, runtime: 9}}",
+        "processes of a step": "resources: {train_dpo: {nodes: 2, processes: 4}}",
     },
 )
 edits(NOTHING, {"the keys of the config in another order": config(reversed_keys)})
@@ -393,7 +400,7 @@ overlays({job for policy in POLICIES for job in below(sample(policy, None))}, {
     "the evaluation's temperatures in another order": "samplings: {evaluation: {temperatures: [1, 1, 1, 0]}}",
     "the evaluation's K": "samplings: {evaluation: {k: 8}}",
 })  # fmt: skip
-overlays(below(prompts("heldout-1")), {"size of the evaluation's prompt set": "prompts: {heldout: {size: 200}}"})
+overlays(below(prompts("heldout-1")), {"size of the evaluation's prompt set": "prompts: {heldout: {size: 150}}"})
 overlays({prompts("extra-1"), REPORT, "all"} | {job for policy in POLICIES for job in evaluation(policy, "extra")}, {
     "a new benchmark": "prompts: {extra: {kind: world, split: validation, size: 100}}\n"
     "evaluation: {extra: {prompts: extra, sampling: evaluation, rewards: [gold, bt]}}",
