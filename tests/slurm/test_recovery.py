@@ -1,6 +1,7 @@
 """What happens to a build when a cluster does what clusters do: time limits, preemption, memory, a cancelled build."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -22,11 +23,18 @@ LONG_SFT = merge(
         "runtime": {"device": "cpu", "checkpoint_minutes": 0.05},
     },
 )
-FIELDS = ("JobID", "Comment", "State", "Timelimit", "ReqMem", "Restarts")
+FIELDS = ("JobID", "Comment", "State", "Timelimit", "ReqMem")
 
 
 def sft_jobs(build):
     return [job for job in accounted(*FIELDS, since=build.began) if "train_sft" in job["Comment"]]
+
+
+def steps(build):
+    """The optimizer steps that the training step has logged, after a 0."""
+    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [0, *(int(line.split()[1].split("/")[0]) for line in lines if line.startswith("step "))]
 
 
 def wait_for(what, seconds=240):
@@ -53,6 +61,20 @@ def undisturbed(slurm, tmp_path_factory):
     return build
 
 
+@pytest.fixture
+def prepared(make, undisturbed):
+    """prepared(name, overlay, **site) → a Build in which only the SFT policy is still to be made."""
+
+    def prepare(name, overlay, **site):
+        build = make(name, overlay, **site)
+        shutil.copytree(undisturbed.folder / ".snakemake", build.folder / ".snakemake")
+        for part in ("base", "data"):
+            shutil.copytree(undisturbed.results / part, build.results / part)
+        return build
+
+    return prepare
+
+
 def assert_same_policy(build, undisturbed):
     """Nothing was lost and nothing done twice that shows: the same weights, byte for byte."""
     digests = [b.results / "sft" / "tiny" / "policy.sha256" for b in (build, undisturbed)]
@@ -60,13 +82,12 @@ def assert_same_policy(build, undisturbed):
     log = (build.results / "logs" / "sft" / "tiny" / "policy.log").read_text()
     assert "continuing from" in log
     # The log is the last attempt's: it began after a checkpoint, not at the first step.
-    steps = [int(line.split()[1].split("/")[0]) for line in log.splitlines() if line.startswith("step ")]
-    assert steps
-    assert steps[0] > 1
+    assert steps(build)[0] == 0
+    assert steps(build)[1] > 1
 
 
-def test_a_job_killed_by_its_time_limit_goes_on_with_more_time(make, undisturbed):
-    build = make("limit", merge(LONG_SFT, {"resources": {"train_sft": {"runtime": 1}}}))
+def test_a_job_killed_by_its_time_limit_goes_on_with_more_time(prepared, undisturbed):
+    build = prepared("limit", merge(LONG_SFT, {"resources": {"train_sft": {"runtime": 1}}}))
     code, output = build.on_slurm("sft", "--retries", "3")
     assert code == 0, output[-4000:]
     states = [(job["State"], job["Timelimit"]) for job in sft_jobs(build)]
@@ -76,11 +97,10 @@ def test_a_job_killed_by_its_time_limit_goes_on_with_more_time(make, undisturbed
     assert_same_policy(build, undisturbed)
 
 
-def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(make, undisturbed):
-    build = make("preempted", LONG_SFT, cpu_partition="low")
+def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(prepared, undisturbed):
+    build = prepared("preempted", LONG_SFT, cpu_partition="low")
     process = build.start("--profile", "slurm", "sft", *QUICK)
-    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
-    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    wait_for(lambda: steps(build)[-1] > 50)
     (job,) = running("train_sft")
     # Somebody more important wants every node.
     taken = ask("sbatch", "--parsable", "-p", "cpu", "-A", "research", "-N", "2", "--exclusive", "--wrap", "sleep 20")
@@ -95,11 +115,10 @@ def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(make, undisturbed):
     assert_same_policy(build, undisturbed)
 
 
-def test_a_job_whose_node_goes_down_is_started_again_and_goes_on(make, undisturbed):
-    build = make("node", LONG_SFT)
+def test_a_job_whose_node_goes_down_is_started_again_and_goes_on(prepared, undisturbed):
+    build = prepared("node", LONG_SFT)
     process = build.start("--profile", "slurm", "sft", *QUICK)
-    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
-    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    wait_for(lambda: steps(build)[-1] > 50)
     (job,) = running("train_sft")
     node = ask("squeue", "-h", "-j", job, "-o", "%N").strip()
     ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
@@ -115,9 +134,9 @@ def test_a_job_whose_node_goes_down_is_started_again_and_goes_on(make, undisturb
     assert_same_policy(build, undisturbed)
 
 
-def test_a_job_out_of_memory_is_submitted_again_with_more(make, undisturbed):
+def test_a_job_out_of_memory_is_submitted_again_with_more(prepared, undisturbed):
     # Half of what training takes: SLURM kills it for that (JobAcctGatherParams=OverMemoryKill).
-    build = make("memory", merge(LONG_SFT, {"resources": {"train_sft": {"mem_mb": 600}}}))
+    build = prepared("memory", merge(LONG_SFT, {"resources": {"train_sft": {"mem_mb": 600}}}))
     code, output = build.on_slurm("sft", "--retries", "3")
     assert code == 0, output[-4000:]
     jobs = sft_jobs(build)
@@ -129,11 +148,10 @@ def test_a_job_out_of_memory_is_submitted_again_with_more(make, undisturbed):
     assert digests[0].read_bytes() == digests[1].read_bytes()
 
 
-def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(make, undisturbed):
-    build = make("cancelled", LONG_SFT)
+def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(prepared, undisturbed):
+    build = prepared("cancelled", LONG_SFT)
     process = build.start("--profile", "slurm", "sft", *QUICK)
-    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
-    wait_for(lambda: log.exists() and "step 100/" in log.read_text())
+    wait_for(lambda: steps(build)[-1] > 50)
     os.kill(process.pid, signal.SIGINT)  # Ctrl-C
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
@@ -147,12 +165,11 @@ def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(make, undisturbed)
     assert_same_policy(build, undisturbed)
 
 
-def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(make, slurm):
+def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(prepared):
     overlay = merge(LONG_SFT, {"resources": {"train_sft": {"nodes": 2, "processes": 1}}})
-    build = make("rank", overlay)
+    build = prepared("rank", overlay)
     process = build.start("--profile", "slurm", "sft", "--retries", "0", *QUICK)
-    log = build.results / "logs" / "sft" / "tiny" / "policy.log"
-    wait_for(lambda: log.exists() and "step 20/" in log.read_text())
+    wait_for(lambda: steps(build)[-1] > 1)
     mine = f"scripts.train_sft.*{build.folder}"
     ranks = subprocess.run(["pgrep", "-f", mine], capture_output=True, text=True, check=False).stdout.split()
     workers = [pid for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
