@@ -46,7 +46,7 @@ if "site" in NAMED:
     SITE = planned(
         cluster.read_site, Path(workflow.basedir) / NAMED["site"], PLAN.config, CONDA
     )
-    cluster.use_scratch(SITE)
+    planned(cluster.use_scratch, SITE)
 
 
 def threads(rule):

@@ -36,6 +36,7 @@ class Checks:
             for name in self.config[block]:
                 if not NAME.fullmatch(name):
                     self.found.add(f"{block}.{name}", None, "names become folder names", "use a-z, 0-9 and _ only.")
+        self._resources()
         if self.config["run"] is not None:
             self.refer("run", self.config["run"], "runs")
         self._sft_and_rewards()
@@ -193,6 +194,18 @@ class Checks:
             if smoothing > 0 and not SMOOTHED_LOSSES & set(losses):
                 text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
                 self.found.add(f"{key}.dpo.label_smoothing", smoothing, text, hint)
+
+    def _resources(self) -> None:
+        """A process trains or scores on one GPU; only an engine that samples spreads over several."""
+        for rule in cluster.ON_GPU:
+            needed = cluster.needs(self.config, rule)
+            gpus, processes = needed["gpus"], needed["processes"]
+            if rule in cluster.TRAINING and gpus and processes != gpus:
+                text, hint = f"is not its {gpus} GPUs on a node", "leave `processes` out: one for each GPU."
+                self.found.add(f"resources.{rule}.processes", processes, text, hint)
+            elif rule not in (*cluster.TRAINING, "sample_rollouts") and gpus > 1:
+                text = "this step uses one GPU"
+                self.found.add(f"resources.{rule}.gpus", gpus, text, "ask for one; shards run side by side.")
 
     def _batch(self, key: str, batch: int, rule: str) -> None:
         """Processes and micro-batch must divide every batch: the rest is gradient accumulation."""

@@ -5,6 +5,7 @@ Nothing here decides a result, so nothing of it is recorded by Snakemake.
 """
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,16 @@ THREADS_PER_PROCESS = 8
 ALL_CORES = 1000
 
 UNFILLED = "CHANGE_ME"
+NUMBERS = ("max_mem_mb", "max_runtime")
 SITE_KEYS = {
     "account": "an account to charge; `sacctmgr show associations user=$USER` lists yours, null names none.",
     "cpu_partition": "a partition for steps without a GPU; `sinfo -s` lists them.",
     "gpu_partition": "a partition with GPUs; `sinfo -o '%P %G'` lists them.",
     "gpu_model": "the type that SLURM gives your GPUs, as in gpu:TYPE:8 of `sinfo -o %G`; null takes any.",
+    "max_mem_mb": "the memory of your largest node, MiB, beyond which a second attempt does not ask; null: no limit.",
+    "max_runtime": "the longest time limit of your partitions, minutes; null: no limit.",
     "scratch": "a folder that every node has, for temporary files and caches; null leaves TMPDIR as it is.",
-    "train_python": "the interpreter of the training environment; null takes the one that runs Snakemake's jobs.",
+    "train_python": "the interpreter of the training environment; null takes `python` on PATH.",
     "rollout_python": "the interpreter of the environment with vLLM; null takes the training environment's.",
 }
 
@@ -39,15 +43,16 @@ def needs(config: Config, rule: str) -> Config:
     """What one attempt of a rule's job takes: threads, mem_mb, runtime (minutes), gpus and processes of a node, nodes.
 
     A rule's own entry in `resources` lies over `resources.default`. Without a number of GPUs a step that computes has
-    one, unless `runtime.device` is cpu; it runs one process for each, or one in all.
+    one, unless `runtime.device` is cpu; training runs one process for each, or one in all. Several GPUs by `default`
+    are for training: another step takes more than one only by its own entry.
     """
-    asked = {**config["resources"]["default"], **config["resources"].get(rule, {})}
-    gpus = asked["gpus"]
+    own, training = config["resources"].get(rule, {}), rule in TRAINING
+    asked = {**config["resources"]["default"], **own}
+    gpus = asked["gpus"] if training else own.get("gpus")
     if gpus is None:
         gpus = config["runtime"]["vllm_tensor_parallel"] if rule == "sample_rollouts" else 1
     if rule not in ON_GPU or config["runtime"]["device"] == "cpu":
         gpus = 0
-    training = rule in TRAINING
     nodes = asked["nodes"] if training else 1
     processes = (asked["processes"] or gpus or 1) if training else 1
     return {**asked, "gpus": gpus, "nodes": nodes, "processes": processes}
@@ -60,13 +65,17 @@ def world(config: Config, rule: str) -> int:
 
 
 def threads(config: Config, rule: str, site: Config | None) -> int:
-    """Cores of a rule's job on one node. Outside a cluster a step whose math threads torch chooses takes all."""
+    """Cores of a rule's job on one node.
+
+    Outside a cluster a step on the processor whose math threads torch chooses takes all; on GPUs it must not, or steps
+    on other GPUs would wait for its cores.
+    """
     needed = needs(config, rule)
     if needed["threads"] is not None:
         return int(needed["threads"])
     if rule not in ON_GPU:
         return 1
-    each = config["runtime"]["torch_threads"] or (THREADS_PER_PROCESS if site else ALL_CORES)
+    each = config["runtime"]["torch_threads"] or (THREADS_PER_PROCESS if site or needed["gpus"] else ALL_CORES)
     return int(each * needed["processes"])
 
 
@@ -78,9 +87,15 @@ def resources(config: Config, rule: str, site: Config | None) -> dict[str, Any]:
     the SLURM plugin, which then leaves it to the launcher to start one task on every node.
     """
     needed = needs(config, rule)
-    asked: dict[str, Any] = {"mem_mb": _growing(needed["mem_mb"]), "runtime": _growing(needed["runtime"])}
+    limits = site or {}
+    asked: dict[str, Any] = {
+        "mem_mb": _growing(needed["mem_mb"], limits.get("max_mem_mb")),
+        "runtime": _growing(needed["runtime"], limits.get("max_runtime")),
+    }
     if site is None:
         return asked | ({"gpu": needed["gpus"]} if needed["gpus"] else {})
+    # Said once more because Snakemake cuts a rule's threads down to the cores of the machine it is started on.
+    asked["cpus_per_task"] = threads(config, rule, site)
     asked["slurm_partition"] = site["gpu_partition"] if needed["gpus"] else site["cpu_partition"]
     if site["account"]:
         asked["slurm_account"] = site["account"]
@@ -97,8 +112,9 @@ def gres(gpus: int, site: Config) -> str:
     return ":".join(["gpu", *([site["gpu_model"]] if site["gpu_model"] else []), str(gpus)])
 
 
-def _growing(amount: int) -> Callable[..., int]:
-    return lambda wildcards, attempt: amount * attempt
+def _growing(amount: int, limit: int | None) -> Callable[..., int]:
+    """More with each attempt, up to what the site has: SLURM refuses what it can never give, or never starts it."""
+    return lambda wildcards, attempt: min(amount * attempt, limit or amount * attempt)
 
 
 def launch(config: Config, rule: str, site: Config | None, engine: str = "transformers") -> str:
@@ -112,7 +128,7 @@ def launch(config: Config, rule: str, site: Config | None, engine: str = "transf
         words += ["scripts.lib.launch"]
         for option in ("nodes", "processes", "gpus"):
             words += [f"--{option}", str(needed[option])]
-        words += ["--threads", str(threads(config, rule, site))]
+        words += ["--threads", str(threads(config, rule, site)), *(["--granted"] if site else [])]
     return shlex.join(words)
 
 
@@ -142,8 +158,11 @@ def read_site(path: Path, config: Config, conda: bool) -> Config:
         value = site[key]
         if value == UNFILLED and (key != "gpu_partition" or on_gpu):
             found.add(key, None, "not filled in", hint)
-        elif value is not None and not isinstance(value, str):
-            found.add(key, value, "must be text or null", hint)
+        elif value not in (None, UNFILLED) and not isinstance(value, int if key in NUMBERS else str):
+            found.add(key, value, f"must be {'a number' if key in NUMBERS else 'text'} or null", hint)
+        elif key == "gpu_model" and value is not None and not re.fullmatch(r"[a-zA-Z0-9_.]+", value):
+            text = "the SLURM plugin takes letters, digits, _ and . only"
+            found.add(key, value, text, "set it to null, and name the nodes' feature by `constraint` in the profile.")
         elif value is None and key.endswith("partition"):
             found.add(key, None, "must name a partition", hint)
         elif conda and value is not None and key.endswith("python"):
@@ -157,6 +176,9 @@ def use_scratch(site: Config | None) -> None:
     """Point a job's temporary files and caches to the site's scratch folder; variables in its name are expanded."""
     if site and site["scratch"] and "SLURM_JOB_ID" in os.environ:
         folder = Path(os.path.expandvars(site["scratch"]))
+        if "$" in str(folder) or not folder.is_absolute():
+            hint = "Hint: name an absolute folder by variables that are set inside a job, such as $USER."
+            raise ConfigError(f"scratch = {site['scratch']!r} of the site becomes {str(folder)!r} here\n{hint}")
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("TMPDIR", "XDG_CACHE_HOME"):
             os.environ[name] = str(folder)

@@ -1,6 +1,6 @@
 """Start a step's processes: one, several on a node by torchrun, or several nodes by srun and torchrun.
 
-    python -m scripts.lib.launch --nodes 2 --processes 8 --gpus 8 --threads 64 scripts.train_dpo --settings …
+    python -m scripts.lib.launch --nodes 2 --processes 8 --gpus 8 --threads 64 --granted scripts.train_dpo --settings …
 
 The number of processes is what was asked for; each is told it by torchrun and the trainer holds it against its own
 (scripts/lib/training.py). A rank that dies takes the others down: torchrun those of its node, srun the other nodes.
@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from scripts.lib import slots
 
@@ -36,7 +37,7 @@ def torchrun(
 def srun(nodes: int, gpus: int, threads: int, command: list[str]) -> list[str]:
     """srun's command that starts `command` once on every node of the job, with all that the job was granted there."""
     words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={threads}"]
-    words += ["--mem=0", "--kill-on-bad-exit=1", "--export=ALL"]
+    words += ["--mem=0", "--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
     return [*words, *([f"--gres=gpu:{gpus}"] if gpus else []), *command]
 
 
@@ -73,29 +74,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, help="processes on each node")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of each node")
     parser.add_argument("--threads", type=int, default=1, help="cores of each node")
+    parser.add_argument("--granted", action="store_true", help="SLURM has granted all this to the job")
     parser.add_argument("--on-node", action="store_true", help="this is srun's task on one of several nodes")
     parser.add_argument("stage", nargs=argparse.REMAINDER, help="the stage's module and its arguments")
     args = parser.parse_args(argv)
-    in_job = "SLURM_JOB_ID" in os.environ
-    if in_job and (args.on_node or args.nodes == 1) and (wrong := not_granted(args.nodes, args.gpus, os.environ)):
+    if args.granted and (args.on_node or args.nodes == 1) and (wrong := not_granted(args.nodes, args.gpus, os.environ)):
         print(f"{wrong}\nHint: compare `resources` in config with what the partition gives.", file=sys.stderr)
         return 2
     if args.on_node:
         node, head = int(os.environ["SLURM_NODEID"]), head_node(os.environ["SLURM_STEP_NODELIST"])
         command = torchrun(args.processes, args.stage, args.nodes, node, head, int(os.environ["SLURM_JOB_ID"]))
     elif args.nodes > 1:
-        if not in_job:
+        if not args.granted:
             message = f"{args.nodes} nodes are asked for outside a SLURM job\nHint: use --profile slurm, or one node."
             print(message, file=sys.stderr)
             return 2
         own = [f"--{name}={getattr(args, name)}" for name in ("nodes", "processes", "gpus", "threads")]
-        again = [sys.executable, "-m", "scripts.lib.launch", "--on-node", *own, *args.stage]
+        again = [sys.executable, "-m", "scripts.lib.launch", "--granted", "--on-node", *own, *args.stage]
         command = srun(args.nodes, args.gpus, args.threads, again)
     else:
-        if args.gpus and not in_job:
+        if args.gpus and not args.granted:
             slots.take(args.gpus)
         command = [sys.executable, "-m", *args.stage] if args.processes == 1 else torchrun(args.processes, args.stage)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, args.threads // args.processes)))
+    # Snakemake gives every process the threads of the whole job.
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        os.environ[f"{library}_NUM_THREADS"] = str(max(1, args.threads // args.processes))
+    if args.on_node and "TMPDIR" in os.environ:
+        Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)  # the first node has made only its own
     sys.stderr.flush()
     os.execvp(command[0], command)  # noqa: S606
 

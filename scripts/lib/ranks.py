@@ -5,10 +5,13 @@ The first process holds the step's lock, keeps its books and writes its artifact
 """
 
 import os
+from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+# The first process may wait for an earlier build's step, or write for a long time. A dead one is torchrun's to notice.
+PATIENCE = timedelta(days=7)
 
 
 def _torch() -> Any:
@@ -43,7 +46,7 @@ def join(with_gpus: bool) -> None:
     torch = _torch()
     if with_gpus:
         torch.cuda.set_device(local())
-    torch.distributed.init_process_group("nccl" if with_gpus else "gloo")
+    torch.distributed.init_process_group("nccl" if with_gpus else "gloo", timeout=PATIENCE)
 
 
 def leave() -> None:

@@ -1,7 +1,7 @@
 """GPUs of one machine, handed out by slots: Snakemake counts how many are in use, but not which.
 
-A slot is a file lock. The step's processes inherit it, so it is given back when the last of them ends, whatever ends
-it. Two builds on one machine share the slots of their user.
+A slot is a file lock. The step's process inherits it (torchrun's, where there are several), so it is given back when
+that ends, whatever ends it. Two builds on one machine share the slots of their user.
 """
 
 import fcntl

@@ -102,6 +102,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     if not ranks.first():
         if not ranks.agree(False):
             run(job)
+        ranks.wait()
         ranks.leave()
         return
     with work.locked(folder) as waited:
@@ -117,6 +118,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": artifact.FORMAT, **made_of, **results})
             artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+        ranks.wait()
         ranks.leave()
     print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
 
@@ -136,7 +138,8 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     torch = sys.modules.get("torch")
     on_gpu = ranks.on_gpu(job.runtime.get("device", "cpu"))
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and on_gpu else []
+    seen = torch.cuda.device_count() if torch and on_gpu else 0
+    gpus = max(seen, ranks.count()) if seen else 0  # over several nodes, more than this process sees
     seconds = time.monotonic() - started
     facts = {
         "seconds": round(seconds, 3),
@@ -144,15 +147,15 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)),
         "processes": ranks.count(),
         "machine": platform.machine(),
-        "gpus": len(gpus),
+        "gpus": gpus,
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
         "bytes": artifact.size(job.output),
         "runtime": job.runtime,
     }
     if torch and gpus:
         facts |= {
-            "gpu": gpus[0],
-            "gpu_seconds": round(seconds * len(gpus), 3),
+            "gpu": torch.cuda.get_device_name(0),
+            "gpu_seconds": round(seconds * gpus, 3),
             "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
         }
     return artifact.volatile() | facts

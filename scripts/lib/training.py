@@ -84,6 +84,12 @@ def divided(batch: int, micro: int, processes: int) -> tuple[int, int]:
     return micro, share // micro
 
 
+def rows_repeated(rows: int, args: TrainingArguments) -> int:
+    """Rows that an epoch takes twice, so that all processes have equally many; accelerate takes its first ones."""
+    round_of_all = args.per_device_train_batch_size * ranks.count()
+    return -rows % round_of_all
+
+
 class Progress(TrainerCallback):
     """One line per log: step, loss, and what the trainer reports beside them."""
 
@@ -125,12 +131,13 @@ def train(trainer: Any, job: stage.Job, check_first_loss: Callable[[float], None
         )
     folder = job.work / "checkpoints"
     trainer.train(resume_from_checkpoint=ranks.agree(checkpoints.last_whole(folder) if ranks.first() else None))
+    repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):
         raise InputError(f"training diverged: losses {losses}\nHint: lower the learning rate.")
     kept = {key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"}
-    return {"steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], **kept}
+    return {"steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], **kept, **repeated}
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:

@@ -11,6 +11,7 @@ from tests.conftest import ROOT, copy_checkout, jobs, run
 
 PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/config.yaml")}
 SITE = "account: a\ncpu_partition: c\ngpu_partition: g\ngpu_model: null\nscratch: null\n"
+SITE += "max_mem_mb: null\nmax_runtime: null\n"
 INTERPRETERS = "train_python: null\nrollout_python: null\n"
 
 
@@ -78,7 +79,7 @@ elif words[:1] == ["config"]:
 elif words[:2] == ["env", "create"]:
     made = pathlib.Path(words[words.index("--prefix") + 1]) / "bin"
     made.mkdir(parents=True)
-    (made / "python").write_text("#!/bin/sh\\nexec {python} \\"$@\\"\\n")
+    (made / "python").write_text("#!/bin/sh\\necho \\"$2\\" >> {asked}\\nexec {python} \\"$@\\"\\n")
     (made / "python").chmod(0o755)
     (made.parent / "conda-meta").mkdir()
     (made.parent / "conda-meta" / "history").touch()
@@ -112,6 +113,7 @@ def test_snakemake_makes_the_environment_and_the_stage_runs_in_it(filled, conda)
     made = yaml.safe_load(open(created[0][created[0].index("--file") + 1]))  # noqa: PTH123
     assert made["name"] == "ouroboros-train"
     assert (filled / "results" / "tiny" / "prompts" / "heldout-1.json").exists()
+    assert asked.read_text().splitlines()[-1] == "scripts.make_prompts"  # told by the environment's own interpreter
     # The same build without conda afterwards, or the other way round: nothing is made again.
     again = run(filled, "snakemake", "-n", "results/tiny/prompts/heldout-1.parquet")
     assert "Nothing to be done" in again.stdout + again.stderr

@@ -34,12 +34,15 @@ SITE = {
     "cpu_partition": "cpu",
     "gpu_partition": "gpu",
     "gpu_model": "h100",
+    "max_mem_mb": None,
+    "max_runtime": None,
     "scratch": None,
     "train_python": sys.executable,
     "rollout_python": None,
 }
 # SLURM is asked often, since jobs are over in seconds; production asks after twenty seconds.
 QUICK = ["--slurm-init-seconds-before-status-checks", "8", "--latency-wait", "10", "--jobs", "6"]
+QUICK += ["--max-status-checks-per-second", "10"]
 FIELDS = ("JobID", "Comment", "Partition", "Account", "ReqTRES", "Timelimit", "State", "AllocTRES", "Elapsed")
 
 

@@ -183,8 +183,16 @@ def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(prepared):
 
 def test_job_arrays_build_the_same(make, slurm):
     build = make("array", SMALL)
+    here = make("here", SMALL)
+    code, output = here.run("iter1_rewards", "--cores", "2")
+    assert code == 0, output[-4000:]
     code, output = build.on_slurm("iter1_rewards", "--slurm-array-jobs", "sample_rollouts,score_rollouts")
     assert code == 0, output[-4000:]
     jobs = accounted("JobID", "Comment", since=build.began)
     arrays = {job["Comment"].split("_wildcards")[0] for job in jobs if "_" in job["JobID"]}
     assert arrays == {"rule_sample_rollouts", "rule_score_rollouts"}
+    tables = sorted(path.relative_to(here.results) for path in here.results.rglob("*.parquet"))
+    assert len(tables) > 8
+    assert [(build.results / path).read_bytes() for path in tables] == [
+        (here.results / path).read_bytes() for path in tables
+    ]

@@ -11,7 +11,7 @@ from scripts.lib.config import merge
 from tests.slurm.conftest import FIELDS, NO_GPU, ONE_GPU, SMALL, Build, Request, accounted, ask, requests
 
 # DPO on two nodes, one process each: one training through srun and torchrun.
-TWO_NODES = merge(SMALL, {"resources": {"train_dpo": {"nodes": 2, "gpus": 4, "processes": 1, "runtime": 15}}})
+TWO_NODES = merge(SMALL, {"resources": {"train_dpo": {"nodes": 2, "runtime": 15}}})
 
 
 GOLD = [f"results/tiny/sft/tiny/rollouts/best_of_8/requests-1/rewards/gold/{shard}.parquet" for shard in (0, 1)]
@@ -79,7 +79,7 @@ def test_slurm_was_asked_for_what_each_step_needs(built):
         "score_rollouts": {ONE_GPU},
         "verify_rollouts": {NO_GPU},
         "score_reference": {ONE_GPU},
-        "train_dpo": {Request("gpu", cpus="2", memory="4000M", gpus="8", nodes="2", limit="00:15:00")},
+        "train_dpo": {Request("gpu", cpus="2", memory="4000M", gpus="2", nodes="2", limit="00:15:00")},
     }
     assert {job["State"] for job in jobs} == {"COMPLETED"}
     assert {job["Account"] for job in jobs} == {"research"}

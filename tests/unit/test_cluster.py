@@ -14,6 +14,8 @@ SITE = {
     "cpu_partition": "cpu",
     "gpu_partition": "gpu",
     "gpu_model": "h100",
+    "max_mem_mb": None,
+    "max_runtime": None,
     "scratch": None,
     "train_python": None,
     "rollout_python": None,
@@ -59,7 +61,7 @@ def test_eight_gpus_of_a_node_are_one_task_that_torchrun_divides():
     config = configured(train_dpo={"gpus": 8, "mem_mb": 900_000, "threads": 64})
     assert sbatch(config, "train_dpo") == [*("-t", "120", "--mem", "900000", "--cpus-per-task=64", "--gres=gpu:h100:8")]
     assert cluster.launch(config, "train_dpo", SITE) == (
-        "python -m scripts.lib.launch --nodes 1 --processes 8 --gpus 8 --threads 64"
+        "python -m scripts.lib.launch --nodes 1 --processes 8 --gpus 8 --threads 64 --granted"
     )
     # Another step keeps what all have.
     assert "--gres=gpu:h100:1" in sbatch(config, "train_sft")
@@ -77,7 +79,7 @@ def test_two_nodes_are_one_task_on_each():
 def test_steps_without_a_gpu_go_to_the_cpu_partition():
     config = configured()
     assert asked(config, "curate_data") == {
-        "mem_mb": 8000, "runtime": 120, "slurm_partition": "cpu", "slurm_account": "research",
+        "mem_mb": 8000, "runtime": 120, "cpus_per_task": 1, "slurm_partition": "cpu", "slurm_account": "research",
     }  # fmt: skip
     assert cluster.threads(config, "curate_data", SITE) == 1
     assert asked(config, "train_dpo")["slurm_partition"] == "gpu"
@@ -90,19 +92,30 @@ def test_memory_and_time_grow_with_the_attempt():
     assert [asked(config, "train_dpo", SITE, n)["runtime"] for n in (1, 2, 3)] == [30, 60, 90]
 
 
+def test_no_attempt_asks_for_more_than_the_site_has():
+    config = configured(train_dpo={"mem_mb": 5000, "runtime": 30})
+    site = {**SITE, "max_mem_mb": 8000, "max_runtime": 45}
+    assert [asked(config, "train_dpo", site, n)["mem_mb"] for n in (1, 2, 3)] == [5000, 8000, 8000]
+    assert [asked(config, "train_dpo", site, n)["runtime"] for n in (1, 2, 3)] == [30, 45, 45]
+
+
 def test_outside_a_cluster_gpus_are_counted_and_nothing_of_slurm_is_asked():
     config = configured(train_dpo={"gpus": 4})
     assert asked(config, "train_dpo", None) == {"mem_mb": 8000, "runtime": 120, "gpu": 4}
     assert asked(config, "curate_data", None) == {"mem_mb": 8000, "runtime": 120}
-    assert cluster.threads(config, "train_dpo", None) == 4 * cluster.ALL_CORES
+    # Steps on other GPUs find cores as well; on the processor alone, a step takes all.
+    assert cluster.threads(config, "train_dpo", None) == 32
+    assert cluster.threads(configured(device="cpu"), "train_dpo", None) == cluster.ALL_CORES
     assert cluster.launch(configured(device="cpu"), "train_dpo", None) == "python -m"
 
 
 def test_only_training_takes_several_nodes_or_processes():
-    config = configured(default={"gpus": 2, "nodes": 2, "processes": 2})
+    config = configured(default={"gpus": 2, "nodes": 2})
     assert cluster.world(config, "train_dpo") == 4
-    assert cluster.world(config, "sample_rollouts") == 1
-    assert cluster.needs(config, "sample_rollouts")["gpus"] == 2
+    for rule in (*cluster.SCORING, "make_base", "sample_rollouts"):
+        assert cluster.world(config, rule) == 1
+        assert cluster.needs(config, rule)["gpus"] == 1
+    assert cluster.needs(configured(sample_rollouts={"gpus": 2}), "sample_rollouts")["gpus"] == 2
 
 
 def test_an_engine_over_several_gpus_asks_for_them():
@@ -129,6 +142,20 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_q
     load(text, said={"resources": {"train_dpo": {"nodes": 2, "processes": 4}}})
 
 
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"train_dpo": {"gpus": 4, "processes": 1}}, "resources.train_dpo.processes = 1: is not its 4 GPUs on a node"),
+        ({"train_sft": {"gpus": 1, "processes": 2}}, "resources.train_sft.processes = 2: is not its 1 GPUs"),
+        ({"score_rollouts": {"gpus": 2}}, "resources.score_rollouts.gpus = 2: this step uses one GPU"),
+    ],
+)
+def test_gpus_that_no_process_would_use_are_refused(resources, said):
+    with pytest.raises(ConfigError) as raised:
+        load(ROOT / "config" / "config.yaml", said={"runtime": {"device": "auto"}, "resources": resources})
+    assert said in str(raised.value)
+
+
 def test_unknown_rules_and_keys_are_named():
     with pytest.raises(ConfigError) as raised:
         load(ROOT / "config" / "config.yaml", said={"resources": {"train_dop": {}, "train_sft": {"memory": 3}}})
@@ -146,6 +173,7 @@ def site(tmp_path, text):
 
 
 FILLED = "account: a\ncpu_partition: c\ngpu_partition: g\ngpu_model: null\nscratch: null\n"
+FILLED += "max_mem_mb: null\nmax_runtime: 60\n"
 INTERPRETERS = "train_python: null\nrollout_python: null\n"
 
 
@@ -172,6 +200,11 @@ def test_the_gpu_partition_may_wait_until_a_step_asks_for_a_gpu(tmp_path):
         (FILLED + INTERPRETERS + "acount: a\n", "acount: unknown key. Hint: did you mean account"),
         (FILLED + "train_python: null\n", "rollout_python: not filled in"),
         (FILLED.replace("cpu_partition: c", "cpu_partition: null") + INTERPRETERS, "cpu_partition: must name a part"),
+        (
+            FILLED.replace("gpu_model: null", "gpu_model: a100-sxm4") + INTERPRETERS,
+            "gpu_model = 'a100-sxm4': the SLURM",
+        ),
+        (FILLED.replace("max_runtime: 60", "max_runtime: 1h") + INTERPRETERS, "max_runtime = '1h': must be a number"),
         (FILLED.replace("scratch: null", "scratch: 5") + INTERPRETERS, "scratch = 5: must be text or null"),
     ],
 )
@@ -202,3 +235,6 @@ def test_scratch_is_used_inside_a_job_only(tmp_path, monkeypatch):
     cluster.use_scratch(named)
     assert cluster.os.environ["TMPDIR"] == str(tmp_path / "17")
     assert (tmp_path / "17").is_dir()
+    for scratch in ("$NO_SUCH_VARIABLE/x", "relative/folder"):
+        with pytest.raises(ConfigError, match="Hint: name an absolute folder"):
+            cluster.use_scratch({**SITE, "scratch": scratch})

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_over_nodes_every_node_knows_its_rank_and_where_the_first_one_is():
 def test_srun_starts_one_task_on_every_node_and_takes_all_down_with_the_first_that_fails():
     assert launch.srun(2, 8, 64, ["x"]) == [
         *("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=64", "--mem=0"),
-        *("--kill-on-bad-exit=1", "--export=ALL", "--gres=gpu:8", "x"),
+        *("--kill-on-bad-exit=1", "--wait=0", "--export=ALL", "--gres=gpu:8", "x"),
     ]
     assert "--gres=gpu:0" not in launch.srun(2, 0, 1, ["x"])
 
@@ -77,6 +78,19 @@ def test_what_does_not_divide_is_refused(batch, micro, processes):
         training.divided(batch, micro, processes)
 
 
+@pytest.mark.parametrize(("rows", "micro", "processes"), [(1000, 4, 8), (257, 4, 8), (16, 2, 2), (18, 4, 2), (7, 1, 4)])
+def test_rows_that_an_epoch_repeats_are_those_that_accelerate_repeats(monkeypatch, rows, micro, processes):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    arguments = types.SimpleNamespace(per_device_train_batch_size=micro)
+    batches = BatchSampler(SequentialSampler(range(rows)), micro, drop_last=False)
+    taken = [row for i in range(processes) for batch in BatchSamplerShard(batches, processes, i) for row in batch]
+    assert set(taken) == set(range(rows))
+    assert training.rows_repeated(rows, arguments) == len(taken) - rows
+
+
 def launched(processes, module, settings, inputs, output, **environment):
     """Run a stage as its rule does, through the launcher."""
     words = [sys.executable, "-m", "scripts.lib.launch", "--processes", str(processes), "--threads", str(processes)]
@@ -111,6 +125,7 @@ def test_two_processes_train_one_model_with_the_losses_of_one_process(tmp_path, 
     for key in ("first_loss", "last_loss"):
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-5)
     assert two["counts"] == one["counts"]
+    assert two["metrics"]["rows_repeated"] == 0
     for key, value in weights_one.items():
         torch.testing.assert_close(weights_two[key], value, atol=1e-4, rtol=1e-3)
     assert log_two.count("step 1/") == log_one.count("step 1/") == 1
