@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -165,19 +164,34 @@ def test_a_cancelled_build_cancels_its_jobs_and_goes_on_later(prepared, undistur
     assert_same_policy(build, undisturbed)
 
 
+def ranks(folder):
+    """Processes that train in a folder, on whatever node; nodes share the process table of this machine."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            if (
+                (entry / "cwd").readlink() == folder
+                and command[1:3] == [b"-u", b"-m"]
+                and b"scripts.train_sft" in command
+            ):
+                found.append(int(entry.name))
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
 def test_a_rank_that_dies_on_one_node_ends_the_job_on_both(prepared):
     overlay = merge(LONG_SFT, {"resources": {"train_sft": {"nodes": 2, "processes": 1}}})
     build = prepared("rank", overlay)
     process = build.start("--profile", "slurm", "sft", "--retries", "0", *QUICK)
     wait_for(lambda: steps(build)[-1] > 1)
-    mine = f"scripts.train_sft.*{build.folder}"
-    ranks = subprocess.run(["pgrep", "-f", mine], capture_output=True, text=True, check=False).stdout.split()
-    workers = [pid for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
-    os.kill(int(workers[-1]), signal.SIGKILL)
+    (worker,) = [pid for pid in ranks(build.folder) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=240)
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in output  # torchrun's own words, in the log that the profile shows
-    wait_for(lambda: not subprocess.run(["pgrep", "-f", mine], capture_output=True, check=False).stdout, 60)
+    wait_for(lambda: not ranks(build.folder), 60)
     assert not (build.results / "sft" / "tiny" / "policy.json").exists()
 
 
