@@ -66,6 +66,7 @@ for i in $(seq "$NODES"); do
     echo "$names" >"/etc/netns/node$i/hosts"
     ip netns list | grep -qw "node$i" && continue
     ip netns add "node$i"
+    ip link del "ouro$i" 2>/dev/null || true # left while the kernel was still taking an old namespace down
     ip link add "ouro$i" type veth peer name eth0 netns "node$i"
     ip link set "ouro$i" master ourobr up
     ip -n "node$i" addr add "$NET.$((10 + i))/24" dev eth0
