@@ -29,9 +29,11 @@ until_true() { # until_true WHAT COMMAND...: for half a minute
 if [ -e /etc/slurm/slurm.conf ] && [ "$(readlink /etc/slurm/slurm.conf)" != "$DIR/etc/slurm.conf" ]; then
     die "/etc/slurm/slurm.conf is not this script's; it stays as it is"
 fi
-if pgrep -x slurmctld >/dev/null && ! running "$DIR/run/slurmctld.pid"; then
-    die "a slurmctld that is not this script's is running"
-fi
+for pid in $(pgrep -x slurmctld); do # one that has ended and is not reaped yet has no exe
+    if [ -e "/proc/$pid/exe" ] && [ "$pid" != "$(cat "$DIR/run/slurmctld.pid" 2>/dev/null)" ]; then
+        die "a slurmctld that is not this script's is running"
+    fi
+done
 
 packages="slurmctld slurmd slurm-client slurmdbd mariadb-server munge iproute2"
 if ! dpkg -s $packages >/dev/null 2>&1; then
