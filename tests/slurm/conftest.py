@@ -106,11 +106,12 @@ class Build:
         (folder / "overlay.yaml").write_text(json.dumps(overlay))
         self.results = folder / "results" / "tiny"
         self.began = time.time()
+        self.started: list[subprocess.Popen] = []
 
     def start(self, *words: str) -> subprocess.Popen:
         """Snakemake, in a process group of its own as a shell would start it."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["snakemake", *words, "--configfile", "overlay.yaml"],
             cwd=self.folder,
             env={**os.environ, "PATH": path},
@@ -120,6 +121,17 @@ class Build:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Leave nothing running or queued behind a test that failed."""
+        alive = [process for process in self.started if process.poll() is None]
+        for process in alive:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if alive:
+            ask("scancel", "--user=root")
 
     def run(self, *words: str, timeout: int = 900) -> tuple[int, str]:
         """(exit code, output) of Snakemake; what outlives the time limit is killed."""
@@ -144,4 +156,12 @@ class Build:
 @pytest.fixture
 def make(tmp_path):
     """make(name, overlay, **site) → a Build of its own."""
-    return lambda name, overlay, **site: Build(tmp_path / name, overlay, **site)
+    builds = []
+
+    def build(name, overlay, **site):
+        builds.append(Build(tmp_path / name, overlay, **site))
+        return builds[-1]
+
+    yield build
+    for made in builds:
+        made.end()
