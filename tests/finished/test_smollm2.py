@@ -24,11 +24,12 @@ datasets:
   annotations: {{path: {DATA}, size: 16}}
   annotations_heldout: {{path: {DATA}, size: 8}}
 prompts:
-  hh: {{path: {DATA}, size: 4}}
+  hh: {{path: {DATA}, size: 6}}
   heldout: {{path: {DATA}, size: 3}}
 sft: {{hh: {{batch_size: 8}}}}
 samplings:
-  best_of_4: {{k: 2, max_new_tokens: 16}}
+  # Of six prompts with three responses each, some responses end within 48 tokens; with fewer tokens hardly any does.
+  best_of_4: {{k: 3, max_new_tokens: 48}}
   evaluation: {{max_new_tokens: 16}}
 runs: {{main: {{iterations: 2, dpo: {{batch_size: 4}}}}}}
 """
@@ -60,7 +61,7 @@ def test_the_reward_model_pads_with_a_token_of_its_own(real):
 
 def test_responses_that_end_do_so_with_the_end_of_turn(real):
     table = schemas.read_table(real / "sft/hh/rollouts/best_of_4/hh-1/0.parquet", schemas.ROLLOUTS)
-    assert table.height == 8
+    assert table.height == 18
     for row in table.to_dicts():
         assert (row["token_ids"][-1] == 2) == (row["finish_reason"] == "stop")
 
