@@ -123,7 +123,7 @@ def launch(config: Config, rule: str, site: Config | None, engine: str = "transf
     One process without a GPU needs none. Everything else goes through scripts/lib/launch.py.
     """
     needed = needs(config, rule)
-    words = [*interpreter(site, engine), "-m"]
+    words = [interpreter(site, engine), "-m"]
     if needed["gpus"] or needed["nodes"] * needed["processes"] > 1:
         words += ["scripts.lib.launch"]
         for option in ("nodes", "processes", "gpus"):
@@ -132,12 +132,12 @@ def launch(config: Config, rule: str, site: Config | None, engine: str = "transf
     return shlex.join(words)
 
 
-def interpreter(site: Config | None, engine: str = "transformers") -> list[str]:
+def interpreter(site: Config | None, engine: str = "transformers") -> str:
     """The Python that runs a stage: the site's ready environment, or the one on PATH."""
     named = (site or {}).get("train_python") or "python"
     if engine == "vllm":
         named = (site or {}).get("rollout_python") or named
-    return [named]
+    return str(named)
 
 
 def read_site(path: Path, config: Config, conda: bool) -> Config:

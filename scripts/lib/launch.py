@@ -54,7 +54,7 @@ def not_granted(nodes: int, gpus: int, environment: Mapping[str, str]) -> str:
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     found = {
-        "GPUs on this node": (gpus, len(listed.split(",")) if listed else None),
+        "GPUs on this node": (gpus, len(listed.split(",")) if listed and gpus else None),
         "nodes": (nodes, int(environment["SLURM_NNODES"]) if "SLURM_NNODES" in environment else None),
     }
     wrong = [

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, copy_checkout
+from tests.unit import test_cluster as cluster_tests
 
 ASKED = "OUROBOROS_SLURM_TESTS"
 # Small enough that a step is over in seconds; the computing device is left open, so that steps ask for GPUs.
@@ -30,15 +31,8 @@ SMALL = {
     "resources": {"default": {"threads": 1, "mem_mb": 2000, "runtime": 10}},
 }
 SITE = {
-    "account": "research",
-    "cpu_partition": "cpu",
-    "gpu_partition": "gpu",
-    "gpu_model": "h100",
-    "max_mem_mb": None,
-    "max_runtime": None,
-    "scratch": None,
+    **cluster_tests.SITE,  # what up.sh makes
     "train_python": sys.executable,
-    "rollout_python": None,
 }
 # SLURM is asked often, since jobs are over in seconds; production asks after twenty seconds.
 QUICK = ["--slurm-init-seconds-before-status-checks", "8", "--latency-wait", "10", "--jobs", "6"]

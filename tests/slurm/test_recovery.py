@@ -103,7 +103,21 @@ def test_a_preempted_job_is_requeued_by_slurm_and_goes_on(prepared, undisturbed)
     wait_for(lambda: steps(build)[-1] > 50)
     (job,) = running("train_sft")
     # Somebody more important wants every node.
-    taken = ask("sbatch", "--parsable", "-p", "cpu", "-A", "research", "-N", "2", "--exclusive", "--wrap", "sleep 20")
+    taken = ask(
+        "sbatch",
+        "--parsable",
+        "-p",
+        "cpu",
+        "-A",
+        "research",
+        "-N",
+        "2",
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "sleep 20",
+    )
     wait_for(lambda: job not in running("train_sft"))
     assert ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "PENDING"
     output, _ = process.communicate(timeout=600)

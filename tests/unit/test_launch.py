@@ -55,6 +55,8 @@ def test_several_nodes_outside_a_job_are_refused(monkeypatch, capsys):
         (1, 8, {"CUDA_VISIBLE_DEVICES": "0,1"}, "8 GPUs on this node were asked for, 2 granted"),
         (2, 1, {"CUDA_VISIBLE_DEVICES": "3", "SLURM_NNODES": "1"}, "2 nodes were asked for, 1 granted"),
         (2, 0, {"SLURM_NNODES": "2"}, ""),
+        # Left by the shell of the person who submitted: nobody asked for GPUs, so nobody minds.
+        (1, 0, {"CUDA_VISIBLE_DEVICES": "0"}, ""),
         (1, 1, {}, ""),
     ],
 )
