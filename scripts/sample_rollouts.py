@@ -2,28 +2,42 @@
 
 Every response has its own seed, derived from the sampling's seed, the prompt and k, so it does not depend on which
 others are generated beside it. K is split into equal blocks, one per temperature (the paper's mix is 1.0 and 0.7).
-Finish reasons are kept: a response that was cut off must not be trained on as if it were whole.
+Finish reasons are kept: a response that was cut off must not be trained on as if it were whole. So is whether a
+response's words stand for exactly its tokens: otherwise what labellers judge is not what would be trained on.
+
+An engine that is up may go on with shards that nobody is making (`runtime.shards_per_engine`). It leaves their
+responses in their own steps' work folders, where these find them.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from scripts.lib import schemas, stage
+from scripts.lib import artifact, schemas, stage, work
+from scripts.lib.chunks import Chunks
 from scripts.lib.errors import InputError
 from scripts.lib.seeds import derive_seed
+from scripts.lib.throughput import Throughput
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One response to draw: token ids to continue, temperature (0 is greedy), nucleus mass, its own seed."""
+    """One response to draw: token ids to continue, temperature (0 is greedy), nucleus mass, its own seed.
+
+    `logprob` asks for the response's log-probability.
+    """
 
     prompt_ids: list[int]
     temperature: float
     top_p: float
     max_new_tokens: int
     seed: int
+    logprob: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,8 +52,23 @@ class Response:
 class Engine(Protocol):
     """What generates: `transformers` (scripts/lib/engine_transformers.py) or `vllm` (scripts/lib/engine_vllm.py)."""
 
-    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
-        """One response per request, each under its request's index, some at a time, as they are finished."""
+    def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
+        """One response per request, each under its request's position, some at a time, as they are finished."""
+
+
+@dataclass
+class Shard:
+    """A shard that an engine works on: a prompt and a k for each request, and the responses that are there."""
+
+    about: list[tuple[Row, int]]
+    requests: list[Request]
+    chunks: Chunks
+    prompts: int
+    long_prompts: int
+
+    def missing(self) -> list[int]:
+        """Indices of the requests without a response."""
+        return [i for i in range(len(self.requests)) if i not in self.chunks.rows]
 
 
 def temperature_of(k: int, samples: int, temperatures: list[float]) -> float:
@@ -47,59 +76,154 @@ def temperature_of(k: int, samples: int, temperatures: list[float]) -> float:
     return temperatures[k * len(temperatures) // samples]
 
 
-def run(job: stage.Job) -> None:
-    """Sample one shard of a prompt set."""
-    from scripts.lib import chat, models
+def recorded(settings: dict[str, Any], seeds: list[int]) -> set[int]:
+    """Seeds of the responses whose log-probability is kept: all, or a fixed few to hold the engine against the trainer.
 
-    settings = job.settings
-    device = models.prepare(job.runtime)
-    everything = schemas.read_table(job.input("prompts"), schemas.PROMPTS).to_dicts()
+    Seeds are digests, so the smallest ones are a fair draw of prompts and k.
+    """
+    return set(seeds if settings["record_logprobs"] else sorted(seeds)[: settings.get("check_responses", 0)])
+
+
+def shard_of(
+    settings: dict[str, Any], everything: list[Row], tokenizer: Any, folder: Path, minutes: float, table: Path
+) -> Shard:
+    """The shard's requests, and what its work folder holds of their responses."""
+    from scripts.lib import chat
+
     first, last = settings["first"], settings["first"] + settings["prompts"]
     prompts = everything[first:last]
     if len(prompts) < settings["prompts"]:
         raise InputError(
-            f"{job.input('prompts')}: {len(everything)} prompts, of which this shard is rows {first} to {last}.\n"
+            f"{table}: {len(everything)} prompts, of which this shard is rows {first} to {last}.\n"
             "Hint: the prompt set is shorter than its configured size; delete it and run Snakemake."
         )
-    tokenizer = models.load_tokenizer(job.input("policy"))
-    stops = chat.stop_ids(tokenizer, models.generation_config(job.input("policy")))
     encoded = [(prompt, chat.prompt_ids(tokenizer, prompt["messages"])) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in encoded if len(ids) <= settings["max_prompt_tokens"]]
-    requests, about = [], []
-    for prompt, ids in kept:
-        for k in range(settings["k"]):
-            temperature = temperature_of(k, settings["k"], settings["temperatures"])
-            seed = derive_seed(settings["seed"], prompt["prompt_id"], k)
-            requests.append(Request(ids, temperature, settings["top_p"], settings["max_new_tokens"], seed))
-            about.append((prompt, k))
-    responses = generate(job, requests, lambda: load_engine(job, device, stops))
-    rows = [
-        row(prompt, k, request, response, chat.response_text(tokenizer, response.token_ids, stops))
-        for (prompt, k), request, response in zip(about, requests, responses, strict=True)
+    about = [(prompt, k) for prompt, _ in kept for k in range(settings["k"])]
+    seeds = [derive_seed(settings["seed"], prompt["prompt_id"], k) for prompt, k in about]
+    with_logprob = recorded(settings, seeds)
+    requests = [
+        Request(
+            ids,
+            temperature_of(k, settings["k"], settings["temperatures"]),
+            settings["top_p"],
+            settings["max_new_tokens"],
+            seed,
+            seed in with_logprob,
+        )
+        for seed, (ids, k) in zip(seeds, [(ids, k) for _, ids in kept for k in range(settings["k"])], strict=True)
     ]
-    truncated = sum(response.finish_reason == "length" for response in responses)
+    return Shard(about, requests, Chunks(folder / "chunks", minutes), len(prompts), len(prompts) - len(kept))
+
+
+def run(job: stage.Job) -> None:
+    """Sample one shard of a prompt set."""
+    from scripts.lib import chat, models
+
+    device = models.prepare(job.runtime)
+    table = job.input("prompts")
+    everything = schemas.read_table(table, schemas.PROMPTS).to_dicts()
+    tokenizer = models.load_tokenizer(job.input("policy"))
+    stops = chat.stop_ids(tokenizer, models.generation_config(job.input("policy")))
+    minutes = job.runtime["checkpoint_minutes"]
+    own = shard_of(job.settings, everything, tokenizer, job.work, minutes, table)
+    if own.missing():
+        with ExitStack() as held:
+            others = (
+                shard_of(settings, everything, tokenizer, folder, minutes, table)
+                for settings, folder in free_shards(job, len(everything), held)
+            )
+            sample(job, load_engine(job, device, stops), own, others)
+    responses = [Response(**own.chunks.rows[i]) for i in range(len(own.requests))]
+    rows = [
+        row(prompt, k, request, response, tokenizer, stops)
+        for (prompt, k), request, response in zip(own.about, own.requests, responses, strict=True)
+    ]
     job.counts = {
-        "prompts_in": len(prompts),
-        "dropped_long_prompts": len(prompts) - len(kept),
+        "prompts_in": own.prompts,
+        "dropped_long_prompts": own.long_prompts,
         "responses_out": len(rows),
-        "truncated": truncated,
+        "truncated": sum(response.finish_reason == "length" for response in responses),
+        "not_trainable": sum(not each["trainable"] for each in rows),
+        "split_otherwise": sum(chat.split_otherwise(tokenizer, ids.token_ids, stops) for ids in responses),
     }
     job.metrics = {"tokens": sum(len(response.token_ids) for response in responses) / max(1, len(rows))}
     schemas.write_table(job.output, rows, schemas.ROLLOUTS, ("prompt_id", "k"))
-    job.note = f"{len(rows)} responses to {len(kept)} prompts, {job.metrics['tokens']:.1f} tokens, {truncated} cut off"
+    job.note = (
+        f"{len(rows)} responses to {own.prompts - own.long_prompts} prompts, {job.metrics['tokens']:.1f} tokens, "
+        f"{job.counts['truncated']} cut off"
+    )
 
 
-def generate(job: stage.Job, requests: list[Request], load: Callable[[], Engine]) -> list[Response]:
-    """One response per request, in order; those that an interrupted step has finished are not drawn again."""
-    from scripts.lib.chunks import Chunks
+def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) -> None:
+    """Draw what is missing of a shard, then of others while there are some; each response goes to its own shard."""
+    places: list[tuple[Shard, int]] = []
+    taken = [own]
 
-    chunks = Chunks(job.work / "chunks", job.runtime["checkpoint_minutes"])
-    missing = [i for i in range(len(requests)) if i not in chunks.rows]
-    if missing:
-        for found in load().generate([requests[i] for i in missing], job.settings["record_logprobs"]):
-            chunks.add({missing[i]: asdict(response) for i, response in found.items()})
-            stage.progress(f"{len(chunks.rows)}/{len(requests)} responses sampled")
-    return [Response(**chunks.rows[i]) for i in range(len(requests))]
+    def requests() -> Iterator[Request]:
+        yield from _missing(own, places)
+        for shard in others:
+            stage.progress(f"the engine goes on with another shard, {len(shard.missing())} responses")
+            taken.append(shard)
+            yield from _missing(shard, places)
+
+    speed = Throughput()
+    for found in engine.generate(requests()):
+        for shard in taken:
+            own_rows = {places[at][1]: asdict(r) for at, r in found.items() if places[at][0] is shard}
+            if own_rows:
+                shard.chunks.add(own_rows)
+        done = sum(len(shard.chunks.rows) for shard in taken)
+        total = sum(len(shard.requests) for shard in taken)
+        tokens = sum(len(response.token_ids) for response in found.values())
+        if line := speed.line(tokens, done, total):
+            stage.progress(f"{done}/{total} responses sampled, {line}")
+    for shard in taken[1:]:
+        shard.chunks.flush()
+    left = len(own.missing())
+    if left:
+        raise RuntimeError(f"the engine left {left} of {len(own.requests)} requests without a response")
+
+
+def _missing(shard: Shard, places: list[tuple[Shard, int]]) -> Iterator[Request]:
+    """The requests that have no response yet; where each belongs is noted in `places` as it is handed out."""
+    for i in shard.missing():
+        places.append((shard, i))
+        yield shard.requests[i]
+
+
+def free_shards(job: stage.Job, prompts: int, held: ExitStack) -> Iterator[tuple[dict[str, Any], Path]]:
+    """(settings, work folder) of shards after this one that are neither made nor being made, each held until the end.
+
+    Looked up when the engine is about to run dry: by then the steps that started beside this one hold theirs.
+    """
+    wanted = job.runtime["shards_per_engine"] - 1 if job.settings["engine"] == "vllm" else 0
+    if not wanted:
+        return
+    number = int(job.output.stem)
+    size = job.settings["first"] // number if number else job.settings["prompts"]
+    starts = range(job.settings["first"] + size, prompts, size)
+    for place, first in enumerate(starts, number + 1):
+        if not wanted:
+            return
+        settings = {**job.settings, "first": first, "prompts": min(size, prompts - first)}
+        made_of = {**job.made_of, "settings": settings}
+        if _stands(job.output.with_name(f"{place}.parquet"), made_of):
+            continue
+        folder = job.work.with_name(str(place))
+        if held.enter_context(work.borrowed(folder)):
+            work.claim(folder, made_of)
+            wanted -= 1
+            yield settings, folder
+
+
+def _stands(table: Path, made_of: dict[str, Any]) -> bool:
+    """Whether a shard is there, of the same settings and inputs: nobody will ask for it again."""
+    try:
+        manifest = artifact.read_json(artifact.manifest_path(table))
+    except InputError:
+        return False
+    return table.exists() and all(manifest.get(key) == made_of[key] for key in ("settings", "inputs"))
 
 
 def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:
@@ -107,27 +231,30 @@ def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:
     if job.settings["engine"] == "vllm":
         from scripts.lib.engine_vllm import VllmEngine
 
-        return VllmEngine(job.input("policy"), job.settings, job.runtime, stops)
+        return VllmEngine(job.input("policy"), job.settings, job.runtime, stops, device.type == "cpu")
     from scripts.lib.engine_transformers import TransformersEngine
 
     return TransformersEngine(job.input("policy"), job.settings, job.runtime, stops, device)
 
 
-def row(prompt: dict[str, Any], k: int, request: Request, response: Response, text: str) -> dict[str, Any]:
+def row(prompt: Row, k: int, request: Request, response: Response, tokenizer: Any, stops: list[int]) -> Row:
     """A row of the rollouts table."""
+    from scripts.lib import chat
+
     return {
         "prompt_id": prompt["prompt_id"],
         "k": k,
         "messages": prompt["messages"],
         "metadata": prompt["metadata"],
         "prompt_ids": request.prompt_ids,
-        "response": text,
+        "response": chat.response_text(tokenizer, response.token_ids, stops),
         "token_ids": response.token_ids,
         "finish_reason": response.finish_reason,
         "tokens": len(response.token_ids),
         "temperature": request.temperature,
         "seed": request.seed,
         "logprob": response.logprob,
+        "trainable": chat.trainable(tokenizer, response.token_ids, stops),
     }
 
 

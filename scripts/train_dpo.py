@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.lib import ranks, schemas, stage
 from scripts.lib.errors import InputError
+from scripts.lib.responses import engine_gap
 from scripts.lib.seeds import derive_seed
 
 # Largest |policy − reference| log-probability of a whole answer, in nats per token, that rounding can explain.
@@ -55,6 +56,7 @@ def run(job: stage.Job) -> None:
     job.metrics = training.train(trainer, job, check_first_loss if starts_at_ln2(settings) else None)
     if not ranks.first():
         return
+    job.metrics |= engine_gap(job)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(rows)}
     artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
     job.note = (
@@ -157,7 +159,7 @@ def check_first_loss(loss: float) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_dpo", run, ("start", "pairs*", "reference*"), argv)
+    return stage.execute("train_dpo", run, ("start", "pairs*", "reference*", "engine-checks*"), argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """RAFT: supervised fine-tuning on the best of K responses by reward (reward-ranked fine-tuning).
 
-The best complete response of each prompt is trained on; a prompt whose responses were all cut off is dropped.
+The best complete response of each prompt is trained on, among those whose words stand for exactly their tokens; a
+prompt that has none, most often because all were cut off, is dropped.
 """
 
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 from scripts.lib import stage
 from scripts.lib.errors import InputError
-from scripts.lib.responses import joined
+from scripts.lib.responses import engine_gap, joined
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -16,7 +17,7 @@ def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], in
     prompts = {row["prompt_id"] for row in rows}
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
-        if row["finish_reason"] != "stop":
+        if row["finish_reason"] != "stop" or not row["trainable"]:
             continue
         held = best.get(row["prompt_id"])
         if held is None or row["reward"] > held["reward"]:
@@ -30,10 +31,11 @@ def run(job: stage.Job) -> None:
 
     models.prepare(job.runtime)
     responses = joined(job)
-    best, truncated = best_responses(responses)
+    best, none_complete = best_responses(responses)
     if not best:
         raise InputError(
-            f"no response to train on: all {len(responses)} were cut off.\nHint: raise max_new_tokens of the sampling."
+            f"no response to train on: all {len(responses)} were cut off, or have special tokens inside.\n"
+            "Hint: raise max_new_tokens of the sampling."
         )
     tokenizer = models.load_tokenizer(job.input("start"))
     model = models.load_policy(job.input("start"), "float32")
@@ -41,15 +43,19 @@ def run(job: stage.Job) -> None:
         sft.row(row["prompt_ids"] + row["token_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["token_ids"]))
         for row in best
     ]
-    job.counts = {"responses_in": len(responses), "dropped_all_truncated": truncated}
-    job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best))}
+    job.counts = {
+        "responses_in": len(responses),
+        "responses_not_trainable": sum(not row["trainable"] for row in responses),
+        "dropped_none_complete": none_complete,
+    }
+    job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best)), **engine_gap(job)}
     sft.fine_tune(job, model, tokenizer, rows)
     job.note = f"best of K for {len(best)} prompts, mean reward {job.metrics['best_reward']:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_raft", run, ("start", "rollouts*", "rewards*"), argv)
+    return stage.execute("train_raft", run, ("start", "rollouts*", "rewards*", "engine-checks*"), argv)
 
 
 if __name__ == "__main__":

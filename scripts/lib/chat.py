@@ -122,6 +122,31 @@ def response_text(tokenizer: Any, token_ids: list[int], stops: list[int]) -> str
     return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
 
+@cache
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of a tokenizer's special tokens; it would list them anew each time."""
+    return frozenset(tokenizer.all_special_ids)
+
+
+def trainable(tokenizer: Any, token_ids: list[int], stops: list[int]) -> bool:
+    """Whether a response's words stand for exactly its tokens, so that what is judged is what would be trained on.
+
+    They do not where a special token stands inside the response, where an id is none of the tokenizer's (embeddings
+    are often padded), or where the ids are no whole characters.
+    """
+    kept = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
+    if not special_ids(tokenizer).isdisjoint(kept) or any(not 0 <= token < len(tokenizer) for token in kept):
+        return False
+    words = tokenizer.decode(kept)
+    return "\ufffd" not in words and tokenizer.decode(encode(tokenizer, words)) == words
+
+
+def split_otherwise(tokenizer: Any, token_ids: list[int], stops: list[int]) -> bool:
+    """Whether the tokenizer would cut a response's words into other tokens than those that were sampled."""
+    kept = token_ids[:-1] if token_ids and token_ids[-1] in stops else token_ids
+    return encode(tokenizer, tokenizer.decode(kept)) != kept
+
+
 def pair_ids(tokenizer: Any, row: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
     """(prompt, chosen, rejected) ids of a pair: as sampled, or tokenised here for a curated one."""
     if row.get("prompt_ids") is not None:

@@ -39,6 +39,11 @@ class Chunks:
         self.rows |= rows
         self._unwritten += [{"index": index, **row} for index, row in rows.items()]
         if time.monotonic() - self._written >= self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is only in memory so far."""
+        if self._unwritten:
             with artifact.written_beside(self.folder / f"{len(self.rows):010}.parquet") as temporary:
                 pl.DataFrame(self._unwritten).write_parquet(temporary)
-            self._unwritten, self._written = [], time.monotonic()
+        self._unwritten, self._written = [], time.monotonic()

@@ -13,16 +13,19 @@ from typing import Any
 
 import yaml
 
+from scripts.lib.digest import ROOT
 from scripts.lib.errors import Complaints, ConfigError
 
 Config = dict[str, Any]
 
 TRAINING = ("train_sft", "train_reward", "train_dpo", "train_raft")
-SCORING = ("score_rollouts", "score_logprobs", "score_reference")
+SCORING = ("score_rollouts", "score_logprobs", "score_reference", "check_engine")
 ON_GPU = (*TRAINING, *SCORING, "make_base", "sample_rollouts")
 # Asked of a cluster for a step on GPUs that names no number of threads: enough for one process to feed its GPU.
 THREADS_PER_PROCESS = 8
 ALL_CORES = 1000
+# Made by `make rollout-env`; relative, because a plan must not depend on where the checkout lies.
+ROLLOUT_PYTHON = ".venv-rollout/bin/python"
 
 UNFILLED = "CHANGE_ME"
 NUMBERS = ("max_mem_mb", "max_runtime")
@@ -117,13 +120,13 @@ def _growing(amount: int, limit: int | None) -> Callable[..., int]:
     return lambda wildcards, attempt: min(amount * attempt, limit or amount * attempt)
 
 
-def launch(config: Config, rule: str, site: Config | None, engine: str = "transformers") -> str:
+def launch(config: Config, rule: str, site: Config | None, engine: str = "transformers", conda: bool = False) -> str:
     """The words of a shell command in front of a stage's module: an interpreter, and the launcher if one is needed.
 
     One process without a GPU needs none. Everything else goes through scripts/lib/launch.py.
     """
     needed = needs(config, rule)
-    words = [interpreter(site, engine), "-m"]
+    words = [interpreter(config, site, engine, conda), "-m"]
     if needed["gpus"] or needed["nodes"] * needed["processes"] > 1:
         words += ["scripts.lib.launch"]
         for option in ("nodes", "processes", "gpus"):
@@ -132,11 +135,16 @@ def launch(config: Config, rule: str, site: Config | None, engine: str = "transf
     return shlex.join(words)
 
 
-def interpreter(site: Config | None, engine: str = "transformers") -> str:
-    """The Python that runs a stage: the site's ready environment, or the one on PATH."""
+def interpreter(config: Config, site: Config | None, engine: str = "transformers", conda: bool = False) -> str:
+    """The Python that runs a stage: the site's ready environment, or the one on PATH.
+
+    vLLM has an environment of its own: the site's, the configuration's, or the one that `make rollout-env` made here.
+    With --sdm conda, Snakemake activates the right one.
+    """
     named = (site or {}).get("train_python") or "python"
-    if engine == "vllm":
-        named = (site or {}).get("rollout_python") or named
+    if engine == "vllm" and not conda:
+        made = ROLLOUT_PYTHON if (ROOT / ROLLOUT_PYTHON).exists() else None
+        named = (site or {}).get("rollout_python") or config["runtime"]["rollout_python"] or made or named
     return str(named)
 
 

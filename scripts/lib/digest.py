@@ -13,6 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = "envs/requirements-train.txt"
+# An engine that generates has a module of its own, and may have an environment of its own: its pins count before those
+# of training.
+ENGINE = "scripts.lib.engine_"
+ENGINE_PINS = {"vllm": "envs/requirements-rollout.txt"}
 # Another release of one of these may give other results; one of the rest should not.
 DECIDING = frozenset({"torch", "transformers", "trl", "peft", "deepspeed", "vllm"})
 
@@ -87,29 +91,33 @@ def _module(module: str) -> tuple[str, frozenset[str]]:
 
 
 @cache
-def pins() -> dict[str, str]:
-    """Package → pinned version, as the training environment's requirement file asks for it."""
-    lines = (ROOT / PINS).read_text().splitlines()
+def pins(engine: str | None = None) -> dict[str, str]:
+    """Package → pinned version, as the requirement file of the training environment or of the engine's asks for it."""
+    files = [PINS, *([ENGINE_PINS[engine]] if engine in ENGINE_PINS else [])]
+    lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
     named = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {name.strip(): version.strip() for name, version in named}
 
 
 @cache
-def code_digest(stage: str) -> str:
+def code_digest(stage: str, engine: str | None = None) -> str:
     """Readable digest of a stage's code, such as `train_dpo:31fc02 chat:9a0b11 … torch==2.13.0`.
 
     Each entry is a module's last name and the first 10 hex digits of its canonical syntax tree's SHA-256, the
     stage first and its in-repository imports in alphabetical order. Empty modules are left out. Then come the pinned
-    versions of the deciding packages that any of these modules imports.
+    versions of the deciding packages that any of these modules imports. With an `engine` the modules of the others do
+    not count: what they generate stays when this one's code changes.
     """
     pending, seen = [f"scripts.{stage}"], set[str]()
     while pending:
         name = pending.pop()
+        if engine and name.startswith(ENGINE) and name != ENGINE + engine:
+            continue
         if name not in seen:
             seen.add(name)
             pending.extend(_module(name)[1] if name not in DECIDING else ())
     empty = text_sha256(repr(_canonical(ast.parse(""))))
     modules = sorted(seen - DECIDING, key=lambda name: (name != f"scripts.{stage}", name))
     digests = [f"{name.rsplit('.')[-1]}:{_module(name)[0][:10]}" for name in modules if _module(name)[0] != empty]
-    asked = sorted(name for name in seen & DECIDING if name in pins())
-    return " ".join([*digests, *(f"{name}=={pins()[name]}" for name in asked)])
+    asked = sorted(name for name in seen & DECIDING if name in pins(engine))
+    return " ".join([*digests, *(f"{name}=={pins(engine)[name]}" for name in asked)])

@@ -1,6 +1,6 @@
 """Generation by transformers' own `generate`, on whatever device there is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +67,15 @@ class TransformersEngine:
         self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
 
-    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
-        """Responses by index, batch by batch; see Engine."""
+    def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
+        """Responses by the position of their request, batch by batch; see Engine."""
+        requests = list(requests)
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
         for start in range(0, len(order), self.batch):
             indices = order[start : start + self.batch]
             batch = [requests[i] for i in indices]
             found = self._batch(batch)
-            sums = self._logprobs(batch, found) if logprobs else [None] * len(batch)
+            sums = self._logprobs(batch, found)
             yield {
                 i: Response(ids, "stop" if ids and ids[-1] in self.stops else "length", value)
                 for i, ids, value in zip(indices, found, sums)
@@ -111,8 +112,10 @@ class TransformersEngine:
     def _logprobs(self, requests: list[Request], found: list[list[int]]) -> list[float | None]:
         sequences = [(request.prompt_ids, ids) for request, ids in zip(requests, found)]
         sums: list[float | None] = [None] * len(sequences)
-        lengths = [len(prompt) + len(ids) for prompt, ids in sequences]
-        for batch in models.batches_by_length(lengths, self.score_tokens):
+        asked = [i for i, request in enumerate(requests) if request.logprob]
+        lengths = [sum(map(len, sequences[i])) for i in asked]
+        for places in models.batches_by_length(lengths, self.score_tokens):
+            batch = [asked[place] for place in places]
             values = models.token_logprobs(self.model, [sequences[i] for i in batch], self.pad, self.device)
             for i, value in zip(batch, values):
                 sums[i] = value

@@ -1,62 +1,137 @@
-"""Generation by vLLM: token ids in, token ids out, so that no second BOS can slip in."""
+"""Generation by vLLM: token ids in, token ids out, so that no second BOS can slip in.
 
-from collections.abc import Iterator
+Requests are fed as the engine finds room, so one engine can go on from shard to shard without running dry, and each
+response is handed back as soon as it has ended. A response depends on its own seed only: which others are in flight
+changes at most the last digits of its log-probability.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.lib import compile_cache
 from scripts.lib.errors import InputError
 from scripts.sample_rollouts import Request, Response
 
+ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # the log, not the terminal
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # torch may have touched the GPU already
+}
+CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process the engine starts in seconds
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # steps that run side by side would all be bound to the same cores
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+}
+CPU_BATCHED_TOKENS = 4096
+
 
 class VllmEngine:
-    """vLLM's offline engine with a seed and a temperature of each request's own."""
+    """vLLM's offline engine with a seed, a temperature and a nucleus of each request's own."""
 
-    def __init__(self, policy: Path, settings: dict[str, Any], runtime: dict[str, Any], stops: list[int]) -> None:
+    def __init__(
+        self, policy: Path, settings: dict[str, Any], runtime: dict[str, Any], stops: list[int], on_cpu: bool
+    ) -> None:
+        self.stops = stops
+        longest = settings["max_prompt_tokens"] + settings["max_new_tokens"]
+        own = {
+            "model": str(policy),
+            "dtype": settings["dtype"],
+            "max_model_len": longest,
+            "seed": settings["seed"],
+            "gpu_memory_utilization": runtime["vllm_memory"],
+            "tensor_parallel_size": runtime["vllm_tensor_parallel"],
+            "enable_prefix_caching": True,
+            "generation_config": "vllm",  # the model's own must not change the sampling behind the settings' back
+            "logprobs_mode": "raw_logprobs",  # at temperature 1, whatever the request's own is
+        }
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if on_cpu:
+            own |= _prepare_cpu(runtime, longest)
         try:
-            from vllm import LLM
+            import vllm
         except ImportError as error:
             raise InputError(
-                f"engine vllm: {error}\nHint: install vllm where sampling runs, or set engine: transformers."
+                f"engine vllm: {error}\nHint: `make rollout-env` makes the environment, `runtime.rollout_python` names "
+                "another; or set engine: transformers."
             ) from error
+        try:
+            # Several engines that compile the same thing at once would write over each other's cache.
+            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__):
+                self.llm = vllm.LLM(**own)
+        except ValueError as error:
+            raise InputError(
+                f"engine vllm does not take this sampling: {error}\nHint: max_prompt_tokens, max_new_tokens, "
+                "runtime.vllm_memory and runtime.vllm_tensor_parallel decide."
+            ) from error
+        # Twice what runs at once: the waiting line never empties while there are requests.
+        self.window = 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
-        self.stops = stops
-        self.llm = LLM(
-            model=str(policy),
-            dtype=settings["dtype"],
-            max_model_len=settings["max_prompt_tokens"] + settings["max_new_tokens"],
-            seed=settings["seed"],
-            gpu_memory_utilization=runtime["vllm_memory"],
-            tensor_parallel_size=runtime["vllm_tensor_parallel"],
-            enable_prefix_caching=True,
-            generation_config="vllm",
-        )
+    def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
+        """Responses by the position of their request, those of one step at a time; see Engine."""
+        engine = self.llm.llm_engine
+        source = enumerate(requests)
+        waiting: dict[str, tuple[int, Request]] = {}
+        while True:
+            while len(waiting) < self.window and (item := next(source, None)):
+                waiting[str(item[0])] = item
+                self._add(*item)
+            if not waiting:
+                return
+            found = {}
+            for output in engine.step():
+                if output.finished:
+                    position, request = waiting.pop(output.request_id)
+                    found[position] = self._response(request, output)
+            if found:
+                yield found
 
-    def generate(self, requests: list[Request], logprobs: bool) -> Iterator[dict[int, Response]]:
-        """Responses by index, all at once; see Engine."""
+    def _add(self, position: int, request: Request) -> None:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
-        parameters = [
-            SamplingParams(
-                temperature=request.temperature,
-                top_p=request.top_p,
-                max_tokens=request.max_new_tokens,
-                seed=request.seed,
-                stop_token_ids=self.stops,
-                logprobs=0 if logprobs else None,
-                detokenize=False,
+        parameters = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+            stop_token_ids=self.stops,
+            logprobs=0 if request.logprob else None,  # of the token that was drawn, and of no other
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
+        self.llm.llm_engine.add_request(str(position), prompt, parameters)
+
+    def _response(self, request: Request, output: Any) -> Response:
+        """vLLM keeps the stop token in token_ids; only its text is without it."""
+        if list(output.prompt_token_ids) != request.prompt_ids:
+            raise InputError(
+                f"engine vllm continued {list(output.prompt_token_ids)}, not the prompt that it was given, "
+                f"{request.prompt_ids}.\nHint: another release of vllm may treat prompts otherwise; use the pinned one."
             )
-            for request in requests
-        ]
-        prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids) for request in requests]
-        outputs = self.llm.generate(prompts, parameters)
-        yield {i: self._response(output.outputs[0], logprobs) for i, output in enumerate(outputs)}
-
-    def _response(self, completion: Any, logprobs: bool) -> Response:
-        # vLLM keeps the stop token in token_ids; only its text is without it.
+        completion = output.outputs[0]
         ids = list(completion.token_ids)
-        finish = "stop" if ids and ids[-1] in self.stops else "length"
         total = None
-        if logprobs:
+        if request.logprob:
             total = sum(step[token].logprob for token, step in zip(ids, completion.logprobs, strict=True))
-        return Response(ids, finish, total)
+        return Response(ids, "stop" if ids and ids[-1] in self.stops else "length", total)
+
+
+def _prepare_cpu(runtime: dict[str, Any], longest: int) -> dict[str, Any]:
+    """Set what vLLM's CPU kernels read from the environment, and return the engine's arguments for them."""
+    import torch._dynamo
+
+    for name, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime["vllm_cpu_cache_gib"])
+    torch._dynamo.config.disable = True  # its sampler would be compiled for longer than small models sample
+    return {
+        "enforce_eager": True,
+        # A prompt that is cut in two would move its request's generator back, which a CPU generator cannot do.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
+    }

@@ -64,6 +64,17 @@ class Plan:
         """Shards of a policy's responses."""
         return [f"{self.root}/{policy}/rollouts/{sampling}/{prompts}/{shard}.parquet" for shard in self.shards(prompts)]
 
+    def engine(self, sampling: str) -> str:
+        """The engine of a sampling."""
+        return str(self.config["samplings"][sampling]["engine"])
+
+    def engine_check(self, policy: str, sampling: str, prompts: str) -> list[str]:
+        """The table that holds a policy's engine against the trainer; none where the trainer's own library samples."""
+        block = self.config["samplings"][sampling]
+        if block["engine"] == "transformers" or not block["check_responses"]:
+            return []
+        return [f"{self.root}/{policy}/rollouts/{sampling}/{prompts}/engine.parquet"]
+
     def rewards(self, policy: str, sampling: str, prompts: str, reward: str) -> list[str]:
         """Shards of the rewards of a policy's responses."""
         folder = f"{self.root}/{policy}/rollouts/{sampling}/{prompts}/rewards/{reward}"
@@ -157,6 +168,10 @@ class Plan:
             rollouts += self.rollouts(policy, sampling, prompts)
             rewards += self.rewards(policy, sampling, prompts, self.run(name, i)["reward"])
         return rollouts, rewards
+
+    def engine_checks(self, name: str, n: int) -> list[str]:
+        """The checks of the engine on all rollouts that iteration n trains on."""
+        return [table for i in self._trained_on(name, n) for table in self.engine_check(*self.sampled(name, i))]
 
     def source_files(self, block: str, name: str) -> list[str]:
         """The local files that a base, data set or prompt set is read from; none for those made here."""
@@ -254,6 +269,8 @@ class Plan:
             case ["rollouts", sampling, prompts, *rest]:
                 where = {"policy": policy, "sampling": sampling, "prompts": prompts}
                 match rest:
+                    case ["engine"]:
+                        return "check_engine", where
                     case [shard]:
                         return "sample_rollouts", {**where, "shard": shard}
                     case ["rewards", reward, shard]:
@@ -286,6 +303,9 @@ class Plan:
                     f"{self.root}/{own['policy']}/rollouts/{own['sampling']}/{own['prompts']}/{own['shard']}.parquet"
                 )
                 return [shard, *([self.policy(own["scorer"])] if "scorer" in own else self.labeller(own["reward"]))]
+            case "check_engine":
+                where = own["policy"], own["sampling"], own["prompts"]
+                return [self.policy(own["policy"]), *self.rollouts(*where)]
             case "build_pairs":
                 where = own["policy"], own["sampling"], own["prompts"]
                 return [*self.rollouts(*where), *self.rewards(*where, own["reward"])]
@@ -296,10 +316,12 @@ class Plan:
             case "train_dpo":
                 parts = self.pair_sources(own["run"], int(own["n"]))
                 tables = [table for part in parts for table in (part.pairs, part.reference)]
-                return [self.policy(self.start(own["run"], int(own["n"]))), *tables]
+                checks = self.engine_checks(own["run"], int(own["n"]))
+                return [self.policy(self.start(own["run"], int(own["n"]))), *tables, *checks]
             case "train_raft":
                 rollouts, rewards = self.best_of_sources(own["run"], int(own["n"]))
-                return [self.policy(self.start(own["run"], int(own["n"]))), *rollouts, *rewards]
+                checks = self.engine_checks(own["run"], int(own["n"]))
+                return [self.policy(self.start(own["run"], int(own["n"]))), *rollouts, *rewards, *checks]
             case "evaluate":
                 return self.evaluation_inputs(own["policy"], own["benchmark"])
             case "build_report":

@@ -1,4 +1,4 @@
-"""Responses with their rewards, as pairs and RAFT need them."""
+"""What stages that train share of responses: their rewards, and how far the engine was from the trainer."""
 
 from typing import Any
 
@@ -20,3 +20,16 @@ def joined(job: stage.Job) -> list[dict[str, Any]]:
             "Hint: the rewards belong to other rollouts; delete them and run Snakemake."
         )
     return together.to_dicts()
+
+
+def engine_gap(job: stage.Job) -> dict[str, float]:
+    """Mean of engine minus trainer, in nats per token, over the checks of all rollouts that a step trains on.
+
+    Nothing where the trainer's own library has sampled.
+    """
+    paths = job.inputs["engine_checks"]
+    if not paths:
+        return {}
+    table = schemas.read_table(paths, schemas.ENGINE_CHECK)
+    per_token = (table["engine_logprob"] - table["trainer_logprob"]) / table["tokens"].clip(lower_bound=1)
+    return {"engine_gap": float(per_token.mean())}  # type: ignore[arg-type]

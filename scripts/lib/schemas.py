@@ -33,6 +33,7 @@ PREFERENCES = {
 }
 # `finish_reason` is "stop" (the model ended its turn; token_ids then end with the end-of-turn token) or "length".
 # `logprob` is the sum over token_ids at temperature 1 as the engine saw it, null unless the sampling records it.
+# `trainable` is false where the words do not stand for exactly these tokens (chat.trainable).
 ROLLOUTS = {
     "prompt_id": pl.String,
     "k": pl.Int32,
@@ -46,6 +47,7 @@ ROLLOUTS = {
     "temperature": pl.Float64,
     "seed": pl.Int64,
     "logprob": pl.Float64,
+    "trainable": pl.Boolean,
 }
 # `objectives` is JSON text with one value per objective where the labeller has several, "" otherwise.
 REWARDS = {"prompt_id": pl.String, "k": pl.Int32, "reward": pl.Float64, "objectives": pl.String}
@@ -74,6 +76,14 @@ REFERENCE = {
     "rejected_logprob": pl.Float64,
     "chosen_tokens": pl.Int32,
     "rejected_tokens": pl.Int32,
+}
+# Log-probabilities of the same tokens by the engine that drew them and by the trainer's forward pass.
+ENGINE_CHECK = {
+    "prompt_id": pl.String,
+    "k": pl.Int32,
+    "tokens": pl.Int32,
+    "engine_logprob": pl.Float64,
+    "trainer_logprob": pl.Float64,
 }
 EVALUATION = {
     "prompt_id": pl.String,

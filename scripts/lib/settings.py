@@ -77,7 +77,14 @@ def sample_rollouts(plan: Plan, policy: str, sampling: str, prompts: str, shard:
     # The rows, not the block's size: another size that leaves a shard its rows samples nothing again.
     first = int(shard) * block["shard_prompts"]
     rows = {"first": first, "prompts": min(block["shard_prompts"], block["size"] - first)}
-    return {**_seeded(plan, plan.config["samplings"][sampling]), **rows, "dtype": plan.config["dtype"]}
+    # The trainer's own library is held against nothing.
+    without = ["check_responses"] if plan.engine(sampling) == "transformers" else []
+    return {**_seeded(plan, plan.config["samplings"][sampling], *without), **rows, "dtype": plan.config["dtype"]}
+
+
+def check_engine(plan: Plan, **_: str) -> Config:
+    """The engine that sampled against the trainer."""
+    return {"dtype": plan.config["dtype"]}
 
 
 def score_rollouts(plan: Plan, **_: str) -> Config:

@@ -33,8 +33,9 @@ class Job:
     """What a stage is asked to do, and what it reports back.
 
     `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
-    `output` is the artifact to write, `work` a folder whose content survives a kill. A stage fills `counts` (rows in,
-    out, dropped and why), `metrics` (headline numbers) and `note` (one line for people).
+    `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
+    say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
+    (headline numbers) and `note` (one line for people).
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Job:
     inputs: dict[str, list[Path]]
     output: Path
     work: Path
+    made_of: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -88,7 +90,8 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     started = time.monotonic()
     # Importing torch allocates millions of objects that stay: collecting among them costs a quarter of the import.
     gc.set_threshold(100_000)
-    code = code_digest(stage)
+    settings = _json(args.settings, "--settings")
+    code = code_digest(stage, settings.get("engine"))
     if args.code is not None and args.code != code:
         raise InputError(
             f"the code changed after the build was planned:\n  planned {args.code}\n  now     {code}\n"
@@ -97,7 +100,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
     root = args.results or args.output.parent
     folder = root / "work" / artifact.stem(args.output).relative_to(root)
-    job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output, folder)
+    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder)
     ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
     if not ranks.first():
         if not ranks.agree(False):
@@ -109,6 +112,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
         artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
         made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
+        job.made_of = made_of
         if ranks.agree(bool(waited) and _already_made(job.output, made_of)):
             job.note = "made by the process that was waited for"
         else:

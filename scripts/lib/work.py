@@ -40,8 +40,7 @@ def locked(folder: Path) -> Iterator[int]:
         try:
             waited += _acquire(descriptor, folder / LOCK)
             if _still_there(descriptor, folder / LOCK):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                _sign(descriptor)
                 try:
                     yield waited
                 except BaseException:
@@ -52,6 +51,37 @@ def locked(folder: Path) -> Iterator[int]:
                 return
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def borrowed(folder: Path) -> Iterator[bool]:
+    """Hold another step's work folder if nobody does, without waiting; gives whether it is held.
+
+    What is put into it is left for its own step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # its step has just finished
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = _still_there(descriptor, folder / LOCK)
+        if held:
+            _sign(descriptor)
+    except BlockingIOError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds a lock."""
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
 def _kept(folder: Path) -> list[Path]:

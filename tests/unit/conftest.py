@@ -16,6 +16,9 @@ RUNTIME = {
     "train_micro_batch": 4,
     "generate_batch": 8,
     "vllm_memory": 0.9,
+    "vllm_cpu_cache_gib": 1,
+    "shards_per_engine": 1,
+    "engine_tolerance": None,
     "vllm_tensor_parallel": 1,
     "score_tokens": 512,
     "checkpoint_minutes": 10,
@@ -134,6 +137,7 @@ def rollout(prompt):
             "temperature": 1.0,
             "seed": k,
             "logprob": None,
+            "trainable": True,
         }
         return made | given
 

@@ -204,7 +204,12 @@ def test_any_k_gives_a_pair_for_every_prompt(build, rollout, samples):
     rows = [rollout(f"q{i}", k, f"answer {k}") for i in range(3) for k in range(samples)]
     rewards = [(7 * k + i) % samples for i in range(3) for k in range(samples)]
     _, pairs, manifest = build(rows, rewards)
-    assert manifest["counts"] == {"prompts_in": 3, "responses_in": 3 * samples, "pairs_out": 3}
+    assert manifest["counts"] == {
+        "prompts_in": 3,
+        "responses_in": 3 * samples,
+        "responses_not_trainable": 0,
+        "pairs_out": 3,
+    }
     assert [(pair["chosen_reward"], pair["rejected_reward"]) for pair in pairs] == [(samples - 1, 0)] * 3
 
 
@@ -223,17 +228,24 @@ def test_every_prompt_is_a_pair_or_a_counted_drop(build, rollout):
         rollout("better truncated", 1, "short"),
         rollout("single", 0, "alone"),
         *(rollout("small", k, f"answer {k}") for k in range(2)),
+        # Special tokens inside: what was judged is not what would be trained on.
+        *(rollout("special", k, f"answer {k}", trainable=False) for k in range(2)),
+        rollout("half special", 0, "a", trainable=False),
+        rollout("half special", 1, "b"),
     ]
-    code, pairs, manifest = build(rows, [1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0.75], minimum_margin=0.25)
+    rewards = [1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0.75, 1, 0, 1, 0]
+    code, pairs, manifest = build(rows, rewards, minimum_margin=0.25)
     assert code == 0 and [pair["messages"][0]["content"] for pair in pairs] == ["pair"]
     assert manifest["counts"] == {
-        "prompts_in": 7,
-        "responses_in": 13,
+        "prompts_in": 9,
+        "responses_in": 17,
+        "responses_not_trainable": 3,
         "pairs_out": 1,
         "dropped_all_truncated": 1,
         "dropped_better_truncated": 1,
         "dropped_identical": 1,
-        "dropped_single_response": 1,
+        "dropped_none_trainable": 1,
+        "dropped_single_response": 2,
         "dropped_small_margin": 1,
         "dropped_tied": 1,
     }
@@ -244,7 +256,13 @@ def test_size_keeps_the_first_in_digest_order_and_counts_the_rest(build, rollout
     _, whole, _ = build(rows, [1, 0] * 5)
     _, some, manifest = build(rows, [1, 0] * 5, size=3)
     assert {pair["pair_id"] for pair in some} == set(sorted(pair["pair_id"] for pair in whole)[:3])
-    assert manifest["counts"] == {"prompts_in": 5, "responses_in": 10, "pairs_out": 3, "dropped_beyond_size": 2}
+    assert manifest["counts"] == {
+        "prompts_in": 5,
+        "responses_in": 10,
+        "responses_not_trainable": 0,
+        "pairs_out": 3,
+        "dropped_beyond_size": 2,
+    }
     # More than there is keeps all.
     assert build(rows, [1, 0] * 5, size=9)[1] == whole
 

@@ -253,3 +253,38 @@ def test_a_template_that_renders_earlier_turns_differently_later_is_refused_with
     turns = [{**turn, "content": turn["content"].split()[0]} for turn in TURNS]
     with pytest.raises(InputError, match=r"chat template: (?s:.*)\nHint: "):
         chat.conversation_ids(with_template(template), turns)
+
+
+# What is judged is what is trained on.
+
+
+def test_words_stand_for_exactly_their_tokens(tokenizer):
+    stops = chat.stop_ids(tokenizer)
+    ids = chat.completion_ids(tokenizer, [{"role": "user", "content": "count"}], "one two")
+    assert chat.trainable(tokenizer, ids, stops)
+    assert chat.trainable(tokenizer, ids[:-1], stops)  # cut off
+    assert chat.trainable(tokenizer, [], stops)
+    assert not chat.trainable(tokenizer, [tokenizer.bos_token_id, *ids], stops)
+    assert not chat.trainable(tokenizer, [ids[0], stops[0], *ids], stops)
+    # A row of the embedding that is none of the tokenizer's.
+    assert not chat.trainable(tokenizer, [len(tokenizer), *ids], stops)
+
+
+def test_ids_that_are_no_whole_characters_are_not_trainable_and_other_splits_are_counted():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
+    vocabulary |= {"ab": len(vocabulary)}
+    whole = Tokenizer(models.BPE(vocabulary, [("a", "b")]))
+    whole.pre_tokenizer, whole.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole)
+    first, second = chat.encode(tokenizer, "é")
+    assert chat.trainable(tokenizer, [first, second], [])
+    assert not chat.trainable(tokenizer, [first], [])
+    apart = [vocabulary["a"], vocabulary["b"]]
+    # Sampled as two tokens, the tokenizer writes one: trained on as sampled, and counted.
+    assert chat.trainable(tokenizer, apart, [])
+    assert chat.split_otherwise(tokenizer, apart, [])
+    assert not chat.split_otherwise(tokenizer, [vocabulary["ab"]], [])

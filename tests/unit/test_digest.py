@@ -228,3 +228,25 @@ def test_file_and_text_digests_are_sha256(tmp_path):
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest.file_sha256(tmp_path / "x") == known
     assert digest.text_sha256("abc") == known
+
+
+def test_an_engine_counts_for_its_own_samplings_only(tree):
+    root = tree[0].parent if isinstance(tree, tuple) else tree.parent
+    (root / "scripts" / "a.py").write_text(
+        "def run():\n    import torch\n    from scripts.lib import engine_x, engine_vllm\n"
+    )
+    (root / "scripts" / "lib" / "engine_x.py").write_text("import transformers\n")
+    (root / "scripts" / "lib" / "engine_vllm.py").write_text("import vllm\n")
+    (root / "envs" / "requirements-train.txt").write_text("torch==2.13.0\ntransformers==5.23.0\n")
+    (root / "envs" / "requirements-rollout.txt").write_text("vllm==0.32.0\ntorch==2.12.0\n")
+
+    def both():
+        clear()
+        return digest.code_digest("a", "x"), digest.code_digest("a", "vllm")
+
+    x, vllm = both()
+    assert x.endswith("torch==2.13.0 transformers==5.23.0") and "engine_vllm" not in x
+    assert vllm.endswith("torch==2.12.0 vllm==0.32.0") and "engine_x" not in vllm
+    (root / "scripts" / "lib" / "engine_vllm.py").write_text("import vllm\nX = 1\n")
+    assert both()[0] == x
+    assert both()[1] != vllm

@@ -516,6 +516,7 @@ def test_a_runtime_key_changes_no_settings(key):
         "torch_threads": 3,
         "train_micro_batch": 16,
         "vllm_memory": 0.5,
+        "rollout_python": "/envs/rollout/bin/python",
     }
     assert changed(put("runtime", key, other.get(key, 123))) == set()
 

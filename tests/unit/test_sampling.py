@@ -1,6 +1,7 @@
 """The stage sample_rollouts and its engines: exact draws, one seed per response, whole shards, kept finish reasons."""
 
 import dataclasses
+import os
 import sys
 import types
 
@@ -71,7 +72,7 @@ def requests(tokenizer, prompts):
 
 def drawn(engine, requests):
     found = {}
-    for batch in engine.generate(requests, logprobs=False):
+    for batch in engine.generate(requests):
         assert not found.keys() & batch.keys()
         found |= batch
     return [found[i] for i in range(len(requests))]
@@ -239,6 +240,8 @@ def test_finish_reasons_tell_whole_responses_from_cut_off_ones(sample, stops):
         "dropped_long_prompts": 0,
         "responses_out": 30,
         "truncated": len(cut),
+        "not_trainable": sum(not row["trainable"] for row in rows),
+        "split_otherwise": 0,
     }
     assert manifest["metrics"]["tokens"] == pytest.approx(sum(map(len, whole + cut)) / 30)
 
@@ -320,44 +323,71 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_runtime(sample):
     assert sample(name="d", seed=2)[3].read_bytes() != outputs[0]
 
 
-# vLLM, which is not installed where the tests run: a stand-in that records what it is asked.
+# vLLM's arguments, by a stand-in that records what it is asked; the real one is in test_vllm.py.
 
 
 class FakeVllm:
-    """Modules `vllm` and `vllm.inputs`: every response is the prompt's last id, then `finish`."""
+    """Modules `vllm`, …: every response is the prompt's last but one id, then `finish`; the last one asked ends first."""
 
-    def __init__(self, finish):
-        self.finish, self.engine, self.prompts, self.parameters = finish, None, None, None
-        fake = self
+    def __init__(self, finish, swallow=False):
+        self.finish, self.swallow = finish, swallow
+        self.engine, self.prompts, self.parameters, self.most = None, [], [], 0
+        fake, waiting = self, []
 
         class LLM:
             def __init__(self, **given):
                 fake.engine = given
+                limits = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=2))
+                self.llm_engine = types.SimpleNamespace(add_request=add, step=step, vllm_config=limits)
 
-            def generate(self, prompts, parameters):
-                fake.prompts, fake.parameters = prompts, parameters
-                return [fake.answer(prompt, i) for i, prompt in enumerate(prompts)]
+        def add(name, prompt, parameters):
+            waiting.append((name, prompt))
+            fake.prompts.append(prompt)
+            fake.parameters.append(parameters)
+            fake.most = max(fake.most, len(waiting))
 
-        self.modules = {"vllm": types.ModuleType("vllm"), "vllm.inputs": types.ModuleType("vllm.inputs")}
-        self.modules["vllm"].LLM = LLM
+        def step():
+            name, prompt = waiting.pop()
+            return [fake.answer(name, prompt)]
+
+        self.modules = {name: types.ModuleType(name) for name in ("vllm", "vllm.inputs", "vllm.sampling_params")}
+        self.modules["vllm"].LLM, self.modules["vllm"].__version__ = LLM, "0"
         self.modules["vllm"].SamplingParams = lambda **given: types.SimpleNamespace(**given)
-        self.modules["vllm"].inputs = self.modules["vllm.inputs"]
+        self.modules["vllm.sampling_params"].RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final")
         self.modules["vllm.inputs"].TokensPrompt = dict
 
-    def answer(self, prompt, i):
+    def answer(self, name, prompt):
+        i = int(name)
         ids = [prompt["prompt_token_ids"][-2], 20 + i, *([self.finish[i % 2]] if self.finish[i % 2] else [])]
         # vLLM may list the most likely token beside the sampled one.
         logprobs = [
             {token: types.SimpleNamespace(logprob=-0.5 - place), 99: types.SimpleNamespace(logprob=-9.0)}
             for place, token in enumerate(ids)
         ]
-        return types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs)])
+        read = [7, *prompt["prompt_token_ids"]] if self.swallow else prompt["prompt_token_ids"]
+        outputs = [types.SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs)]
+        return types.SimpleNamespace(request_id=name, finished=True, prompt_token_ids=read, outputs=outputs)
 
 
-def test_vllm_gets_token_ids_and_one_seed_per_request(sample, monkeypatch, stops, policy):
-    fake = FakeVllm(finish=[stops[0], None])
-    for name, module in fake.modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
+@pytest.fixture
+def fake_vllm(monkeypatch, tmp_path):
+    """Put a stand-in in vllm's place: fake_vllm(finish) → it."""
+
+    def install(**given):
+        fake = FakeVllm(**given)
+        for name, module in fake.modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+        return fake
+
+    before = dict(os.environ)
+    yield install
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+
+
+def test_vllm_gets_token_ids_and_one_seed_per_request(sample, fake_vllm, stops, policy):
+    fake = fake_vllm(finish=[stops[0], None])
     _, rows, manifest, _ = sample(
         engine="vllm", k=2, temperatures=[1.0, 0.7], top_p=0.9, max_new_tokens=9, record_logprobs=True
     )
@@ -377,12 +407,31 @@ def test_vllm_gets_token_ids_and_one_seed_per_request(sample, monkeypatch, stops
     assert manifest["counts"]["truncated"] == 5
 
 
-def test_vllm_computes_no_logprobs_unless_they_are_recorded(sample, monkeypatch, stops):
-    fake = FakeVllm(finish=[stops[1], stops[0]])
-    for name, module in fake.modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    _, rows, _, _ = sample(engine="vllm", k=2)
-    assert {p.logprobs for p in fake.parameters} == {None}
-    assert {row["logprob"] for row in rows} == {None}
+def test_vllm_is_fed_as_it_finds_room(sample, fake_vllm, stops):
+    fake = fake_vllm(finish=[stops[0], stops[1]])
+    _, rows, _, _ = sample(engine="vllm", k=4)
+    assert (len(fake.prompts), fake.most) == (20, 4)  # twice the two that it runs at once
     # Either stop token ends a response.
     assert {row["finish_reason"] for row in rows} == {"stop"}
+
+
+@pytest.mark.parametrize("checked", [0, 3])
+def test_vllm_computes_log_probabilities_of_the_responses_that_are_checked_only(sample, fake_vllm, stops, checked):
+    fake = fake_vllm(finish=[stops[1], stops[0]])
+    _, rows, _, _ = sample(engine="vllm", k=2, check_responses=checked)
+    chosen = sorted(row["seed"] for row in rows)[:checked]
+    assert sorted(row["seed"] for row in rows if row["logprob"] is not None) == chosen
+    assert sorted(p.seed for p in fake.parameters if p.logprobs == 0) == chosen
+    assert {p.logprobs for p in fake.parameters} <= {None, 0}
+
+
+def test_a_prompt_that_gains_a_token_inside_the_engine_is_refused(sample, fake_vllm, stops, capsys):
+    fake_vllm(finish=[stops[0], stops[0]], swallow=True)
+    assert sample(engine="vllm", k=2)[0] == 2
+    assert "not the prompt that it was given" in capsys.readouterr().out
+
+
+def test_without_vllm_the_error_says_how_to_get_it(sample, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert sample(engine="vllm", k=2)[0] == 2
+    assert "make rollout-env" in capsys.readouterr().out

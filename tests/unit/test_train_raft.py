@@ -21,8 +21,8 @@ SETTINGS = {
 }
 
 
-def response(prompt_id, k, reward, finish_reason="stop"):
-    return {"prompt_id": prompt_id, "k": k, "reward": reward, "finish_reason": finish_reason}
+def response(prompt_id, k, reward, finish_reason="stop", trainable=True):
+    return {"prompt_id": prompt_id, "k": k, "reward": reward, "finish_reason": finish_reason, "trainable": trainable}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,9 @@ def response(prompt_id, k, reward, finish_reason="stop"):
         # All of one prompt were cut off: it is counted; prompts keep their order.
         ([response("b", 0, 1), response("a", 0, 9, "length"), response("c", 0, -5)], [("b", 0), ("c", 0)], 1),
         ([response("a", 0, 9, "length")], [], 1),
+        # The best one's words do not stand for its tokens.
+        ([response("a", 0, 9, trainable=False), response("a", 1, 1)], [("a", 1)], 0),
+        ([response("a", 0, 9, trainable=False)], [], 1),
         ([response("a", 0, -2), response("a", 1, -1)], [("a", 1)], 0),
         ([], [], 0),
     ],
@@ -92,7 +95,8 @@ def test_it_trains_on_the_sampled_ids_of_the_best_and_on_their_response_only(tra
     assert sorted(seen) == sorted((row["prompt_ids"] + row["token_ids"], row["token_ids"]) for row in best)
     assert manifest["counts"] == {
         "responses_in": 6,
-        "dropped_all_truncated": 1,
+        "responses_not_trainable": 0,
+        "dropped_none_complete": 1,
         "rows_in": 2,
         "dropped_too_long": 0,
         "rows_trained": 2,

@@ -131,7 +131,7 @@ def test_work_of_other_settings_inputs_or_code_is_thrown_away_with_a_message(pla
     if differing == "inputs":
         Path("table.parquet").write_text("other")
     if differing == "code":
-        monkeypatch.setattr(stage, "code_digest", lambda name: "copying:0")
+        monkeypatch.setattr(stage, "code_digest", lambda name, engine: "copying:0")
     assert execute(look(seen), **({"settings": '{"seed": 2}'} if differing == "settings" else {})) == 0
     assert seen == [False]
     assert f"left by a step with other {differing}; starting clean" in capsys.readouterr().err
@@ -170,3 +170,16 @@ def test_what_a_killed_process_left_half_written_is_swept_away_and_a_neighbours_
     Path("out/.copied_too.parquet.1234.part").write_text("another's")
     assert execute() == 0
     assert [path.name for path in Path("out").glob(".*")] == [".copied_too.parquet.1234.part"]
+
+
+def test_a_work_folder_is_borrowed_only_while_nobody_holds_it_and_what_is_put_there_stays(tmp_path):
+    folder = tmp_path / "work" / "x"
+    with work.borrowed(folder) as held, work.borrowed(folder) as again:
+        assert (held, again) == (True, False)
+        (folder / "rows").write_text("1")
+    with work.locked(folder) as waited:
+        assert waited == 0
+        assert (folder / "rows").read_text() == "1"
+        with work.borrowed(folder) as while_made:
+            assert not while_made
+    assert not folder.exists()

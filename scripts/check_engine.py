@@ -1,0 +1,73 @@
+"""Does the engine that sampled see the model that is trained? Log-probabilities of the same tokens, by both.
+
+The responses whose log-probability the sampling recorded go through the trainer's own forward pass, in the dtype that
+it trains in. A gap beyond the tolerance stops the iteration before it trains: its data would not be on-policy.
+"""
+
+import sys
+
+from scripts.lib import schemas, stage
+from scripts.lib.errors import InputError
+
+# Largest mean gap, in nats per token, that rounding explains; `runtime.engine_tolerance` replaces it.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def gaps(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Engine minus trainer, in nats per token: mean, mean of absolute values and largest, over responses."""
+    each = [(row["engine_logprob"] - row["trainer_logprob"]) / max(1, row["tokens"]) for row in rows]
+    return {
+        "gap": sum(each) / len(each),
+        "absolute_gap": sum(map(abs, each)) / len(each),
+        "largest_gap": max(map(abs, each)),
+    }
+
+
+def run(job: stage.Job) -> None:
+    """Compare all shards of one policy's rollouts."""
+    from scripts.lib import models, scoring
+
+    device = models.prepare(job.runtime)
+    everything = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
+    rows = everything.filter(everything["logprob"].is_not_null()).to_dicts()
+    if not rows:
+        raise InputError(
+            f"none of the {everything.height} responses has a log-probability.\n"
+            "Hint: every prompt was too long, or check_responses of the sampling is 0; raise it."
+        )
+    tokenizer = models.load_tokenizer(job.input("policy"))
+    model = models.load_policy(job.input("policy"), job.settings["dtype"], device).eval()
+    sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
+    scored = scoring.logprobs(job, model, tokenizer, sequences, device)
+    table = [
+        {
+            "prompt_id": row["prompt_id"],
+            "k": row["k"],
+            "tokens": row["tokens"],
+            "engine_logprob": row["logprob"],
+            "trainer_logprob": value,
+        }
+        for row, value in zip(rows, scored)
+    ]
+    job.counts = {"responses_in": everything.height, "responses_compared": len(table)}
+    job.metrics = gaps(table)
+    tolerance = job.runtime["engine_tolerance"] or TOLERANCE[job.settings["dtype"]]
+    if job.metrics["absolute_gap"] > tolerance:
+        raise InputError(
+            f"gate: engine and trainer differ by {job.metrics['absolute_gap']:.2g} nats per token in the mean of "
+            f"{len(table)} responses (signed {job.metrics['gap']:+.2g}, largest {job.metrics['largest_gap']:.2g}); "
+            f"allowed are {tolerance:.2g}. What was sampled is not what the trainer would call its own.\n"
+            "Hint: compare dtype, attention kernels and releases of vllm and transformers; runtime.engine_tolerance "
+            "sets another bound."
+        )
+    schemas.write_table(job.output, table, schemas.ENGINE_CHECK, ("prompt_id", "k"))
+    job.note = f"{len(table)} responses, mean gap {job.metrics['gap']:+.2g} nats per token"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see `--help`."""
+    return stage.execute("check_engine", run, ("policy", "rollouts*"), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

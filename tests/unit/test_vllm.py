@@ -1,0 +1,167 @@
+"""The real vLLM, in the environment that `make rollout-env` makes: with CPU kernels where there is no GPU."""
+
+import json
+import subprocess
+
+import pytest
+
+from scripts import check_engine
+from scripts.lib import schemas
+from scripts.lib.cluster import ROLLOUT_PYTHON
+from scripts.lib.seeds import derive_seed
+from tests.conftest import ROOT
+from tests.unit.conftest import RUNTIME
+from tests.unit.test_sampling import SETTINGS as PLAIN
+
+PYTHON = ROOT / ROLLOUT_PYTHON
+pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no vllm: make rollout-env")
+SETTINGS = PLAIN | {"engine": "vllm", "temperatures": [1.0, 0.7], "check_responses": 6, "max_new_tokens": 24}
+# Dies after the first responses, as a step does whose job is killed, but with what it has finished on disk.
+DYING = """
+from scripts.lib import engine_vllm
+from scripts import sample_rollouts
+whole = engine_vllm.VllmEngine.generate
+def until_killed(engine, requests):
+    for found in whole(engine, requests):
+        yield found
+        raise KeyboardInterrupt
+engine_vllm.VllmEngine.generate = until_killed
+raise SystemExit(sample_rollouts.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, save_model, tokenizer, prompts):
+    """A policy whose heads are as wide as vLLM's kernels want them, and a folder for results."""
+    root = tmp_path_factory.mktemp("vllm")
+    save_model(root / "sft" / "policy", tokenizer, hidden_size=64)
+    (root / "prompts").mkdir()
+    (root / "prompts" / "set-1.parquet").write_bytes(prompts.read_bytes())
+    return root
+
+
+def sample(world, place, first, number, runtime=None, dying=False, **given):
+    """Run the stage by the rollout environment's Python: (log, rows, manifest)."""
+    output = world / "sft" / "rollouts" / place
+    settings = SETTINGS | {"first": first, "prompts": number} | given
+    start = ["-c", DYING] if dying else ["-m", "scripts.sample_rollouts"]
+    done = subprocess.run(
+        [
+            *(str(PYTHON), *start, "--settings", json.dumps(settings)),
+            *("--runtime", json.dumps(RUNTIME | {"checkpoint_minutes": 0} | (runtime or {}))),
+            *("--policy", str(world / "sft" / "policy"), "--prompts", str(world / "prompts" / "set-1.parquet")),
+            *("--output", str(output), "--results", str(world)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if dying:
+        assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr, done.stderr
+        return done.stderr, [], {}
+    assert done.returncode == 0, done.stdout + done.stderr
+    return (
+        done.stderr,
+        schemas.read_table(output, schemas.ROLLOUTS).to_dicts(),
+        json.loads(output.with_suffix(".json").read_text()),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(world):
+    """All five prompts in one shard."""
+    return sample(world, "whole/0.parquet", 0, 5)
+
+
+@pytest.fixture(scope="module")
+def shards(world):
+    """The same prompts in shards of two, two of them by one engine, whose first start was killed."""
+    killed = sample(world, "shards/0.parquet", 0, 2, {"shards_per_engine": 2}, dying=True)
+    kept = len(list((world / "work" / "sft" / "rollouts" / "shards").rglob("*.parquet")))
+    first = sample(world, "shards/0.parquet", 0, 2, {"shards_per_engine": 2})
+    second = sample(world, "shards/1.parquet", 2, 2, {"shards_per_engine": 2})
+    third = sample(world, "shards/2.parquet", 4, 1)
+    return killed, kept, first, second, third
+
+
+def drawn(rows):
+    return {(row["prompt_id"], row["k"]): (row["token_ids"], row["finish_reason"], row["temperature"]) for row in rows}
+
+
+def test_each_prompt_and_k_stands_once_with_its_own_seed(whole, prompts):
+    _, rows, manifest = whole
+    table = schemas.read_table(prompts, schemas.PROMPTS)["prompt_id"].to_list()
+    assert [(row["prompt_id"], row["k"]) for row in rows] == [(prompt, k) for prompt in table for k in range(4)]
+    assert [row["seed"] for row in rows] == [derive_seed(1, row["prompt_id"], row["k"]) for row in rows]
+    assert [row["temperature"] for row in rows] == [1.0, 1.0, 0.7, 0.7] * 5
+    assert manifest["counts"]["responses_out"] == 20
+    assert len({tuple(row["token_ids"]) for row in rows}) > 10
+
+
+def test_stop_tokens_are_kept_and_finish_reasons_fit_them(whole, tokenizer):
+    from scripts.lib import chat
+
+    stops = chat.stop_ids(tokenizer)
+    reasons = {row["finish_reason"] for row in whole[1]}
+    assert reasons == {"stop", "length"}
+    for row in whole[1]:
+        assert (row["token_ids"][-1] in stops) == (row["finish_reason"] == "stop")
+        assert row["finish_reason"] == "stop" or len(row["token_ids"]) == 24
+
+
+def test_the_responses_that_are_checked_have_a_log_probability(whole):
+    rows = whole[1]
+    assert sorted(row["seed"] for row in rows if row["logprob"] is not None) == sorted(r["seed"] for r in rows)[:6]
+
+
+def test_shards_and_kills_change_no_response(whole, shards):
+    _, kept, *made = shards
+    assert kept == 1  # the killed step had written the responses that ended first
+    rows = [row for _, part, _ in made for row in part]
+    assert [(row["prompt_id"], row["k"]) for row in rows] == [(row["prompt_id"], row["k"]) for row in whole[1]]
+    assert drawn(rows) == drawn(whole[1])
+    assert "rows were finished before" in made[0][0]
+
+
+def test_one_engine_works_through_several_shards(shards, world):
+    _, _, first, second, third = shards
+    assert "goes on with another shard, 4 responses" in first[0]  # the other four had ended before the kill
+    # The second shard's own step finds them all and starts no engine; the third was not among the two.
+    assert "8 rows were finished before" in second[0]
+    assert "LLM engine" in first[0] and "LLM engine" not in second[0]
+    assert "LLM engine" in third[0]
+    assert not (world / "work").exists()
+
+
+def test_greedy_decoding_is_that_of_transformers(world, run_stage):
+    from scripts import sample_rollouts
+
+    _, ours, _ = sample(world, "greedy/0.parquet", 0, 5, k=1, temperatures=[0.0])
+    output = world / "sft" / "rollouts" / "other" / "0.parquet"
+    settings = SETTINGS | {"engine": "transformers", "k": 1, "temperatures": [0.0]}
+    paths = {"policy": world / "sft" / "policy", "prompts": world / "prompts" / "set-1.parquet"}
+    assert run_stage(sample_rollouts, settings, output, **paths)[0] == 0
+    assert drawn(ours) == drawn(schemas.read_table(output, schemas.ROLLOUTS).to_dicts())
+
+
+def test_the_trainer_sees_the_same_model(whole, world, run_stage):
+    rollouts = world / "sft" / "rollouts" / "whole" / "0.parquet"
+    output = world / "sft" / "rollouts" / "whole" / "engine.parquet"
+    paths = {"policy": world / "sft" / "policy", "rollouts": rollouts}
+    code, manifest = run_stage(check_engine, {"dtype": "float32"}, output, **paths)
+    assert code == 0
+    assert manifest["counts"] == {"responses_in": 20, "responses_compared": 6}
+    assert manifest["metrics"]["absolute_gap"] < 1e-5
+
+
+def test_another_model_behind_the_engine_stops_the_iteration(whole, world, run_stage, save_model, tokenizer, capsys):
+    other = save_model(world / "other" / "policy", tokenizer, seed=2, hidden_size=64)
+    rollouts = world / "sft" / "rollouts" / "whole" / "0.parquet"
+    paths = {"policy": other, "rollouts": rollouts}
+    assert run_stage(check_engine, {"dtype": "float32"}, world / "x.parquet", **paths)[0] == 2
+    said = capsys.readouterr().out
+    assert "gate: engine and trainer differ by" in said and "allowed are 0.001" in said
+    assert (
+        run_stage(check_engine, {"dtype": "float32"}, world / "y.parquet", {"engine_tolerance": 100}, **paths)[0] == 0
+    )
