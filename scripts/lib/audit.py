@@ -56,13 +56,15 @@ def differences(plan: Plan, path: str) -> list[str]:
     rule, wildcards = plan.maker(path)
     if manifest.get("stage") != rule:
         return [*found, f"made by {manifest.get('stage')} -> {rule}"]
+    engine = None
     try:
         now = json.loads(settings.of(plan, rule, **wildcards))
     except ConfigError as error:
         found.append(f"settings cannot be told: {error}")
     else:
+        engine = now.get("engine")
         found += settings_in_words(rule.split("_")[-1], manifest.get("settings"), now)
-    found += code_in_words(str(manifest.get("code", "")), code_digest(rule))
+    found += code_in_words(str(manifest.get("code", "")), code_digest(rule, engine))
     return found + _inputs_in_words(plan, path, manifest.get("inputs", {}))
 
 

@@ -156,10 +156,10 @@ BY_HELPER = {
     "stats": "evaluate",
     "reference": "train_dpo",
     "sft": "train_sft train_raft",
-    "responses": "build_pairs train_raft",
+    "responses": "build_pairs train_dpo train_raft",
     "seeds": "sample_rollouts build_pairs train_dpo",
     "engine_transformers": "sample_rollouts",
-    "engine_vllm": "sample_rollouts",
+    "throughput": "sample_rollouts",
     "formats": "curate_data make_prompts",
     "sources": "curate_data make_prompts",
     "world": "make_base curate_data make_prompts verify_rollouts",
@@ -178,6 +178,11 @@ for helper, rules in BY_HELPER.items():
     TABLE[f"scripts/lib/{helper}.py"] = Mutation(changed, append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
 for helper in ("stage", "artifact", "digest", "errors", "work", "progress"):
     TABLE[f"scripts/lib/{helper}.py"] = Mutation(EVERYTHING, append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
+
+# What another engine needs, and what checks it, are no matter of this preset's samplings.
+for other in ("scripts/lib/engine_vllm.py", "scripts/lib/compile_cache.py", "scripts/check_engine.py"):
+    TABLE[other] = Mutation(NOTHING, append(other, "CHANGED = 1\n"))
+TABLE["another vllm"] = Mutation(NOTHING, replace("envs/requirements-rollout.txt", "\nvllm==", "\nvllm==9."))
 
 # Pins: the stages that import the package, and everything below
 
@@ -237,6 +242,11 @@ overlays(
         "runtime.train_micro_batch": "runtime: {train_micro_batch: 16}",
         "runtime.generate_batch": "runtime: {generate_batch: 64}",
         "runtime.vllm_memory": "runtime: {vllm_memory: 0.5}",
+        "runtime.vllm_cpu_cache_gib": "runtime: {vllm_cpu_cache_gib: 9}",
+        "runtime.rollout_python": "runtime: {rollout_python: /elsewhere/python}",
+        "runtime.shards_per_engine": "runtime: {shards_per_engine: 4}",
+        "runtime.engine_tolerance": "runtime: {engine_tolerance: 0.1}",
+        "responses that vllm alone is checked by": "samplings: {best_of_8: {check_responses: 8}}",
         "runtime.vllm_tensor_parallel": "runtime: {vllm_tensor_parallel: 2}",
         "runtime.score_tokens": "runtime: {score_tokens: 999}",
         "runtime.checkpoint_minutes": "runtime: {checkpoint_minutes: 0}",
@@ -316,7 +326,14 @@ overlays(below(FIRST_ROLLOUTS), {
     "temperature": "samplings: {best_of_8: {temperatures: [0.7]}}",
     "longest response": "samplings: {best_of_8: {max_new_tokens: 24}}",
     "seed of the sampling": "samplings: {best_of_8: {seed: 7}}",
-    "engine": "samplings: {best_of_8: {engine: vllm}}",
+})  # fmt: skip
+CHECKS = {
+    f"check_engine results/tiny/{policy}/rollouts/best_of_8/requests-{n}/engine.parquet"
+    for n, policy in enumerate((SFT, "runs/main/iter1", "runs/main/iter2"), 1)
+}
+overlays(below(FIRST_ROLLOUTS) | CHECKS, {"engine": "samplings: {best_of_8: {engine: vllm}}"})
+overlays(below(FIRST_ROLLOUTS), {
+    "an engine that is not checked": "samplings: {best_of_8: {engine: vllm, check_responses: 0}}",
 })  # fmt: skip
 overlays(below(pairs(SFT, 1)), {
     "strategy of the pairs": "pairings: {best_worst: {strategy: max_max}}",

@@ -25,7 +25,7 @@ def run(job: stage.Job) -> None:
     """Write a table, a page or a model folder, whichever the output's name asks for."""
     if str(job.output) in os.environ.get("STANDIN_FAIL", "").split():
         raise InputError("the stand-in was told to fail")
-    code = os.environ.get("STANDIN_CODE") or code_digest(job.stage)
+    code = os.environ.get("STANDIN_CODE") or code_digest(job.stage, job.settings.get("engine"))
     inputs = {name: [artifact.input_digest(path) for path in paths] for name, paths in job.inputs.items()}
     text = text_sha256(artifact.canonical_json([job.stage, job.settings, code, inputs])) + "\n"
     if job.output.suffix:

@@ -198,12 +198,13 @@ def make_up():
         else:
             place.mkdir()
             artifact.digests_path(place).write_text(f"digests of {path.removeprefix(plan.root)}")
+        decisive = json.loads(settings.of(plan, rule, **wildcards))
         inputs = [Path(name) for name in audit.read_by_its_stage(plan, path)]
         manifest = {
             "format": artifact.FORMAT,
             "stage": rule,
-            "settings": json.loads(settings.of(plan, rule, **wildcards)),
-            "code": code_digest(rule),
+            "settings": decisive,
+            "code": code_digest(rule, decisive.get("engine")),
             "inputs": {
                 "all": [
                     {

@@ -327,7 +327,7 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_runtime(sample):
 
 
 class FakeVllm:
-    """Modules `vllm`, …: every response is the prompt's last but one id, then `finish`; the last one asked ends first."""
+    """Modules `vllm`, …: a response is the prompt's last but one id, then `finish`; the last one asked ends first."""
 
     def __init__(self, finish, swallow=False):
         self.finish, self.swallow = finish, swallow
