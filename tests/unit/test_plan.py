@@ -284,9 +284,11 @@ def test_the_inputs_of_every_artifact_of_all_are_in_all_too():
         assert artifact not in p.inputs(artifact)
 
 
-@pytest.mark.parametrize("name", ["tiny_all", "tiny_offline_1500_iter1_policy", "smollm2_135m_cpu_all"])
+@pytest.mark.parametrize(
+    "name", ["tiny_all", "tiny_offline_1500_iter1_policy", "smollm2_135m_cpu_all", "llama3_8b_all", "qwen2_5_7b_all"]
+)
 def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(name):
-    preset = "config.yaml" if name.startswith("tiny") else "presets/smollm2_135m_cpu.yaml"
+    preset = "config.yaml" if name.startswith("tiny") else f"presets/{name.removesuffix('_all')}.yaml"
     p = Plan(load(ROOT / "config" / preset))
     lines = (ROOT / "tests" / "plan" / "golden" / f"{name}.txt").read_text().splitlines()
     jobs = [line.split(" ") for line in lines if " " in line]
