@@ -153,6 +153,8 @@ def describe(nodes: list[Node]) -> str:
     parts += [shown(first["settings"]), shown(counts)]
     if "license" in first["metrics"]:
         parts.append(f"license {first['metrics']['license']}")
+    if "commit" in first["metrics"]:
+        parts.append(f"the hub's commit {first['metrics']['commit'][:10]}")
     if len(nodes) == 1:
         parts.append(f"sha256 {first['output'][:8]}")
     if runs := [node.run for node in nodes if node.run]:

@@ -124,6 +124,11 @@ def test_manifests_carry_the_licence_and_the_sources_their_commits(built):
     )
     lines = run(built.checkout, "python", "-m", "scripts.lineage", f"{ROOT}/sft/it/policy").stdout
     assert "fetch_base: repo tiny/llama" in lines and "license Apache-2.0" in lines
+    lines = run(built.checkout, "python", "-m", "scripts.lineage", f"{ROOT}/data/talks.parquet").stdout
+    commit = built.hub.main["dataset", "tiny/talks"]
+    assert "source/datasets/talks/files  fetch_data: pattern *, repo tiny/talks, revision main; " in lines
+    assert f"license apache-2.0; the hub's commit {commit[:10]}" in lines
+    assert "data/talks.parquet  (above)" not in lines and "CHANGED" not in lines
 
 
 def test_unpinned_sources_are_named_in_one_line(built):
