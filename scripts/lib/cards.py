@@ -16,8 +16,9 @@ LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def names(found: list[str]) -> list[str]:
-    """The card and the licence files among the names of a folder's files."""
-    return [name for name in found if name == CARD or any(fnmatch.fnmatchcase(name, legal) for legal in LEGAL)]
+    """The card and the licence files among the names of a folder's files, not of folders inside it."""
+    top = [name for name in found if "/" not in name]
+    return [name for name in top if name == CARD or any(fnmatch.fnmatchcase(name, legal) for legal in LEGAL)]
 
 
 def header(folder: Path) -> dict[str, Any]:

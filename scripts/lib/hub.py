@@ -65,7 +65,8 @@ def explained(name: str, revision: str) -> Iterator[None]:
 def find(name: str, revision: str, kind: str) -> Repository:
     """The repository at a revision: a commit (40 hex digits), or a branch, of which the commit is found out.
 
-    Raises InputError if the hub does not have it, does not grant it, or answers with another commit.
+    Raises InputError if the hub does not have it, does not grant it, answers with another commit, or lists a path that
+    leads out of a folder.
     """
     api = HfApi(token=token())
     with explained(name, revision):
@@ -74,6 +75,8 @@ def find(name: str, revision: str, kind: str) -> Repository:
             raise InputError(f"{name} at {revision}: the hub answers with {commit}\nHint: name the full commit.")
         listed = api.list_repo_tree(name, revision=commit, repo_type=kind, recursive=True)
         files = {entry.path: entry for entry in listed if isinstance(entry, RepoFile)}
+    if outside := [path for path in files if {"", ".", ".."} & set(path.split("/")) or "\\" in path]:
+        raise InputError(f"{name} at {commit}: lists {outside}\nHint: no such path is fetched; choose another source.")
     progress(f"{name} at {commit}: {len(files)} files")
     return Repository(name, kind, commit, files)
 

@@ -284,6 +284,14 @@ def test_data_that_are_not_what_was_asked_for_are_refused(hub, tmp_path, given, 
     assert code == 2 and message in said and "Hint: " in said
 
 
+@pytest.mark.parametrize("name", ["../../evil.jsonl", "data/../../../evil.jsonl", "/evil.jsonl", "..\\evil.jsonl"])
+def test_a_path_that_leads_out_of_the_folder_is_refused(hub, tmp_path, name):
+    hub.put("dataset", "tiny/talks", {**TALKS, name: b"{}\n"})
+    code, _, _, said = data(hub, tmp_path)
+    assert code == 2 and "no such path is fetched" in said
+    assert hub.fetched() == []
+
+
 # Cards
 
 
