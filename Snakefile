@@ -1,6 +1,7 @@
 # Ouroboros: online iterative RLHF as a build. Every artifact is a file with a name, beneath what it came from:
 #
 #   {results}/base/{base}/model/                                   base model       (+ model.json, model.sha256)
+#   {results}/source/{block}/{source}/files/                       files of a hub   (+ files.json, files.sha256)
 #   {results}/data/{dataset}.parquet                               conversations or preferences
 #   {results}/data/{dataset}/pairs/{pairing}.parquet               curated pairs, selected
 #   {results}/prompts/{prompts}.parquet                            a prompt set, SET-N
@@ -17,11 +18,14 @@
 #   {results}/logs/…, {results}/benchmarks/…                       the same tails
 #
 #   policy, scorer = sft/NAME | runs/NAME/iterN      NAME = [a-z0-9_]+      prompts = NAME-N
+#   block/source = datasets/NAME | prompts/NAME | prompts/NAME-N
 #
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
+import sys
+
 from scripts.lib import config as configuration, errors, plan
 
-if "preset" not in config:
+if "preset" not in config and "extends" not in config:
 
     configfile: "config/config.yaml"
 
@@ -30,6 +34,11 @@ try:
     PLAN = plan.Plan(configuration.resolve(config))
 except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
+if workflow.is_main_process and PLAN.unpinned():
+    print(
+        f"not pinned to a commit: {', '.join(PLAN.unpinned())} (revision: main)",
+        file=sys.stderr,
+    )
 
 
 pathvars:
@@ -41,6 +50,7 @@ pathvars:
 wildcard_constraints:
     base=r"[a-z0-9_]+",
     benchmark=r"[a-z0-9_]+",
+    block="datasets|prompts",
     dataset=r"[a-z0-9_]+",
     n=r"[1-9][0-9]*",
     pairing=r"[a-z0-9_]+",
@@ -52,6 +62,7 @@ wildcard_constraints:
     scorer=r"sft/[a-z0-9_]+|runs/[a-z0-9_]+/iter[1-9][0-9]*",
     sft=r"[a-z0-9_]+",
     shard=r"[0-9]+",
+    source=r"[a-z0-9_]+(-[1-9][0-9]*)?",
 
 
 rule all:

@@ -1,6 +1,6 @@
-"""Base models: made from random weights in the project's world, or converted from what a package or folder holds.
+"""Base models: made from random weights in the project's world, converted from local files, or fetched from a hub.
 
-In: nothing, or local files. Out: base/{base}/model/ with its manifest and digests.
+In: nothing, local files, or a hub's. Out: base/{base}/model/ with its manifest and digests.
 """
 
 
@@ -56,3 +56,26 @@ rule convert_base:
     shell:
         "{params.launch} scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
         " --source {params.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
+
+
+# The only steps that use a network are this one and fetch_data; they run where Snakemake does.
+rule fetch_base:
+    output:
+        model=directory("<results>/base/{base}/model"),
+        digests="<results>/base/{base}/model.sha256",
+        manifest="<results>/base/{base}/model.json",
+    log:
+        "<logs>/base/{base}/model.log",
+    wildcard_constraints:
+        base=of_kind("bases", "hub"),
+    localrule: True
+    conda:
+        "../envs/train.yaml"
+    params:
+        launch=launch("fetch_base"),
+        settings=settings("fetch_base"),
+        code=code_digest("fetch_base"),
+        results=RESULTS,
+    shell:
+        "{params.launch} scripts.fetch_base --settings {params.settings:q} --code {params.code:q}"
+        " --output {output.model:q} --results {params.results:q} 2> {log:q}"

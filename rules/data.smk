@@ -1,10 +1,36 @@
-"""Data: conversations, preferences and prompt sets as tables, from the project's world or from local files.
+"""Data: conversations, preferences and prompt sets as tables, from the project's world, local files, or a hub's.
 
-In: nothing, or the local files named in config. Out: data/{dataset}.parquet, prompts/{prompts}.parquet.
+In: nothing, or the files named in config. Out: data/{dataset}.parquet, prompts/{prompts}.parquet, and the files of a hub
+that they are read from, source/{block}/{source}/files/.
 """
 
 
+rule fetch_data:
+    output:
+        files=directory("<results>/source/{block}/{source}/files"),
+        digests="<results>/source/{block}/{source}/files.sha256",
+        manifest="<results>/source/{block}/{source}/files.json",
+    log:
+        "<logs>/source/{block}/{source}/files.log",
+    localrule: True
+    conda:
+        "../envs/train.yaml"
+    params:
+        launch=launch("fetch_data"),
+        settings=settings("fetch_data"),
+        code=code_digest("fetch_data"),
+        results=RESULTS,
+    shell:
+        "{params.launch} scripts.fetch_data --settings {params.settings:q} --code {params.code:q}"
+        " --output {output.files:q} --results {params.results:q} 2> {log:q}"
+
+
 rule curate_data:
+    input:
+        fetched=lambda wildcards: ancient(PLAN.fetched("datasets", wildcards.dataset)),
+        fetched_digests=lambda wildcards: [
+            f"{path}.sha256" for path in PLAN.fetched("datasets", wildcards.dataset)
+        ],
     output:
         table="<results>/data/{dataset}.parquet",
         manifest="<results>/data/{dataset}.json",
@@ -23,10 +49,15 @@ rule curate_data:
         results=RESULTS,
     shell:
         "{params.launch} scripts.curate_data --settings {params.settings:q} --code {params.code:q}"
-        " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
+        " --source {params.source:q} --fetched {input.fetched:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule make_prompts:
+    input:
+        fetched=lambda wildcards: ancient(PLAN.fetched("prompts", wildcards.prompts)),
+        fetched_digests=lambda wildcards: [
+            f"{path}.sha256" for path in PLAN.fetched("prompts", wildcards.prompts)
+        ],
     output:
         table="<results>/prompts/{prompts}.parquet",
         manifest="<results>/prompts/{prompts}.json",
@@ -43,4 +74,4 @@ rule make_prompts:
         results=RESULTS,
     shell:
         "{params.launch} scripts.make_prompts --settings {params.settings:q} --code {params.code:q}"
-        " --source {params.source:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
+        " --source {params.source:q} --fetched {input.fetched:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"

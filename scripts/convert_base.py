@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact, sources, stage
+from scripts.lib import artifact, cards, shapes, sources, stage
 from scripts.lib.digest import file_sha256
 from scripts.lib.errors import InputError
 
@@ -68,19 +68,23 @@ def load(folder: Path, dtype: str, **gguf: Any) -> tuple[Any, Any]:
 def run(job: stage.Job) -> None:
     """Load the model, save it in `dtype` with its tokenizer, and see that what was saved loads again."""
     settings = job.settings
-    job.metrics = {"license": settings["license"]}
     if settings["kind"] == "gguf":
         file = packaged_file(settings["package"], settings["file"])
         folder, gguf = file.parent, {"gguf_file": file.name}
-        job.metrics |= {"source_sha256": file_sha256(file), "source_version": version(settings["package"])}
+        job.metrics = {"license": settings["license"], "source_sha256": file_sha256(file)}
+        job.metrics |= of_distribution(settings["package"])
     else:
         folder, gguf = planned_folder(job.inputs["source"], settings["files"]), {}
+        job.metrics = {**cards.described(folder, settings["license"])}
     model, tokenizer = load(folder, settings["dtype"], **gguf)
+    shapes.check(settings.get("shape"), model.config.to_dict())
 
     def save(target: Path) -> None:
         from scripts.lib import models
 
         models.save(model, tokenizer, target, settings["dtype"])
+        if not gguf:
+            cards.copy(folder, target)
         models.load_policy(target, settings["dtype"])
         models.load_tokenizer(target)
 
@@ -89,10 +93,15 @@ def run(job: stage.Job) -> None:
     job.note = f"{job.counts['parameters'] / 1e6:.1f}M parameters as {settings['dtype']}"
 
 
-def version(package: str) -> str:
-    """The installed version of the distribution that holds a package, "" if it is not recorded."""
+def of_distribution(package: str) -> dict[str, str]:
+    """Version and licence of the distribution that holds a package, "" where it says none.
+
+    Its licence need not be that of the weights inside: that is `license`, which the configuration names.
+    """
     names = metadata.packages_distributions().get(package, [])
-    return metadata.version(names[0]) if names else ""
+    said = metadata.metadata(names[0]) if names else {}
+    licence = said.get("License-Expression") or said.get("License") or ""
+    return {"source_version": said.get("Version") or "", "source_license": licence.splitlines()[0] if licence else ""}
 
 
 def main(argv: list[str] | None = None) -> int:

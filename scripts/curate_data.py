@@ -1,9 +1,9 @@
-"""One data set as a table: conversations or preferences, from the project's world or from local files."""
+"""One data set as a table: conversations or preferences, from the project's world, local files, or a hub's."""
 
 import sys
 from typing import Any
 
-from scripts.lib import formats, schemas, stage, world
+from scripts.lib import cards, formats, schemas, sources, stage, world
 from scripts.lib.errors import InputError
 
 Rows = list[dict[str, Any]]
@@ -40,8 +40,9 @@ def from_world(job: stage.Job) -> list[tuple[str, formats.Example]]:
 
 
 def from_files(job: stage.Job) -> list[tuple[str, formats.Example]]:
-    """(source, example) of the rows of local files that fit, in digest order; exactly `size` where one is given."""
-    found, counts = formats.read(job.inputs["source"], job.settings["type"], job.settings)
+    """(source, example) of the rows of files that fit, in digest order; exactly `size` where one is given."""
+    paths = job.inputs["source"] + sources.fetched(job.inputs["fetched"])
+    found, counts = formats.read(paths, job.settings["type"], job.settings)
     size = len(found) if job.settings["size"] is None else job.settings["size"]
     if len(found) < max(1, size):
         raise formats.shortfall(len(found), max(1, size), counts)
@@ -49,6 +50,8 @@ def from_files(job: stage.Job) -> list[tuple[str, formats.Example]]:
         counts["dropped_beyond_size"] = len(found) - size
     job.counts = dict(counts)
     job.metrics = {"license": job.settings["license"]}
+    for folder in job.inputs["fetched"]:
+        job.metrics = {**cards.described(folder, job.settings["license"])}
     return found[:size]
 
 
@@ -78,7 +81,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("curate_data", run, ("source*",), argv)
+    return stage.execute("curate_data", run, ("source*", "fetched?"), argv)
 
 
 if __name__ == "__main__":

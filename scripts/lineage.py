@@ -22,13 +22,13 @@ from scripts.lib.errors import InputError
 # Where an artifact stands beneath the results, without its ending; the grammar stands at the top of the Snakefile.
 POLICY = r"(sft/\w+|runs/\w+/iter\d+)"
 PLACE = re.compile(
-    r"base/\w+/model|reward/\w+/model|prompts/\w+-\d+|report"
+    r"base/\w+/model|reward/\w+/model|source/\w+/\w+(-\d+)?/files|prompts/\w+-\d+|report"
     rf"|data/\w+(/pairs/\w+(/reference/{POLICY})?)?|{POLICY}/(policy|eval/\w+|rollouts/\w+/.+)"
 )
 # Settings that decide the result, but that nobody asks for first.
 DETAILS = {
-    "adam_beta2", "confidence", "dtype", "files", "initializer_range", "kind", "license", "max_prompt_tokens",
-    "resamples", "schedule", "first", "prompts", "top_p", "warmup_ratio", "weight_decay",
+    "adam_beta2", "chat_template_sha256", "confidence", "dtype", "files", "initializer_range", "kind", "license",
+    "max_prompt_tokens", "resamples", "schedule", "first", "prompts", "top_p", "warmup_ratio", "weight_decay",
 }  # fmt: skip
 WIDTH = 40
 
@@ -153,6 +153,8 @@ def describe(nodes: list[Node]) -> str:
     parts += [shown(first["settings"]), shown(counts)]
     if "license" in first["metrics"]:
         parts.append(f"license {first['metrics']['license']}")
+    if "commit" in first["metrics"]:
+        parts.append(f"the hub's commit {first['metrics']['commit'][:10]}")
     if len(nodes) == 1:
         parts.append(f"sha256 {first['output'][:8]}")
     if runs := [node.run for node in nodes if node.run]:

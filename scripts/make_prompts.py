@@ -1,9 +1,9 @@
-"""The prompts of one iteration or benchmark as a table: SET-N, from the project's world or from local files."""
+"""The prompts of one iteration or benchmark as a table: SET-N, from the project's world, local files, or a hub's."""
 
 import sys
 from typing import Any
 
-from scripts.lib import formats, schemas, stage, world
+from scripts.lib import cards, formats, schemas, sources, stage, world
 from scripts.lib.artifact import canonical_json
 from scripts.lib.errors import InputError
 
@@ -30,15 +30,18 @@ def from_world(job: stage.Job) -> list[dict[str, Any]]:
 
 
 def from_files(job: stage.Job) -> list[dict[str, Any]]:
-    """The Nth slice of `size` prompts of local files, in digest order."""
+    """The Nth slice of `size` prompts of files, in digest order."""
     size, number = job.settings["size"], job.settings["number"]
-    found, counts = formats.read(job.inputs["source"], "prompts", job.settings)
+    paths = job.inputs["source"] + sources.fetched(job.inputs["fetched"])
+    found, counts = formats.read(paths, "prompts", job.settings)
     if len(found) < size * number:
         raise formats.shortfall(len(found), size * number, counts)
     if len(found) > size:
         counts["dropped_other_slice"] = len(found) - size
     job.counts = dict(counts)
     job.metrics = {"license": job.settings["license"]}
+    for folder in job.inputs["fetched"]:
+        job.metrics = {**cards.described(folder, job.settings["license"])}
     return [
         {"source": source, "messages": example.messages, "metadata": ""}
         for source, example in found[size * (number - 1) : size * number]
@@ -56,7 +59,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("make_prompts", run, ("source*",), argv)
+    return stage.execute("make_prompts", run, ("source*", "fetched?"), argv)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 from scripts.lib import cluster
 from scripts.lib.errors import Complaints
+from scripts.lib.sources import TEMPLATES
 
 Config = dict[str, Any]
 NAME = re.compile(r"[a-z0-9_]+")
@@ -20,8 +21,20 @@ def overlap(one: Config, other: Config) -> bool:
         return False
     if one["kind"] == "world":
         return bool(one["split"] == other["split"])
-    same = (one["path"], one["pattern"]) == (other["path"], other["pattern"])
+    if one["kind"] == "hub":
+        same = one["pattern"] == other["pattern"] and (_holds(one, other) or _holds(other, one))
+    else:
+        same = (one["path"], one["pattern"]) == (other["path"], other["pattern"])
     return same and max(one["part"][0], other["part"][0]) < min(one["part"][1], other["part"][1])
+
+
+def _holds(one: Config, other: Config) -> bool:
+    """Whether the repository of `other` is among those of `one`, which are several where its name has {n}."""
+    if "{n}" not in one["repo"] or "{n}" in other["repo"]:
+        return bool(one["repo"] == other["repo"])
+    if isinstance(one["revision"], list):
+        return other["repo"] in [one["repo"].replace("{n}", str(n + 1)) for n in range(len(one["revision"]))]
+    return re.fullmatch(re.escape(one["repo"]).replace(re.escape("{n}"), "[1-9][0-9]*"), other["repo"]) is not None
 
 
 class Checks:
@@ -91,11 +104,28 @@ class Checks:
             if block["kind"] == "world" and (block["split"] == "sft") != (block["type"] == "conversations"):
                 text, hint = f"does not hold {block['type']}", "conversations are in sft, preferences in the others."
                 self.found.add(f"datasets.{name}.split", block["split"], text, hint)
+        for name, block in self.config["bases"].items():
+            template = block.get("chat_template")
+            if template is not None and not (TEMPLATES / template).is_file():
+                known = sorted(path.name for path in TEMPLATES.glob("*.jinja"))
+                self.found.unknown(f"bases.{name}.chat_template", template, "no such file in config/templates", known)
+        for name, block in self.config["prompts"].items():
+            if block["kind"] == "hub":
+                self._revisions(f"prompts.{name}.revision", block)
         for kind in ("datasets", "prompts"):
             for name, block in self.config[kind].items():
                 if "part" in block and block["part"][0] >= block["part"][1]:
                     text = "the first number must be below the second"
                     self.found.add(f"{kind}.{name}.part", block["part"], text, "[0, 0.5] is the first half.")
+
+    def _revisions(self, key: str, block: Config) -> None:
+        """One repository has one revision, several have one each."""
+        several, listed = "{n}" in block["repo"], isinstance(block["revision"], list)
+        if several and not listed and block["revision"] != "main":
+            text = "is the commit of one repository; `repo` has {n}"
+            self.found.add(key, block["revision"], text, "name a list, one commit for each iteration.")
+        if listed and not several:
+            self.found.add(key, block["revision"], "`repo` has no {n}", "name one commit.")
 
     def _samplings_and_pairings(self) -> None:
         for name, sampling in self.config["samplings"].items():
@@ -143,6 +173,10 @@ class Checks:
             if run["iterations"] > WORLD_ITERATIONS:
                 text = f"the world has prompts for {WORLD_ITERATIONS} iterations"
                 self.found.add(f"{key}.iterations", run["iterations"], text, "lower it.")
+        if prompts and prompts["kind"] == "hub" and isinstance(prompts["revision"], list):
+            if run["iterations"] > len(prompts["revision"]):
+                text = f"prompts.{run['prompts']}.revision is for {len(prompts['revision'])} iterations"
+                self.found.add(f"{key}.iterations", run["iterations"], text, "lower it, or add revisions.")
         for i, part in enumerate(run["mix"]):
             self.refer(f"{key}.mix[{i}].dataset", part["dataset"], "datasets", type="preferences")
             self.refer(f"{key}.mix[{i}].pairing", part["pairing"], "pairings")

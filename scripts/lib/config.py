@@ -18,6 +18,7 @@ from scripts.lib.digest import ROOT
 from scripts.lib.errors import Complaints, ConfigError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: a tenth of a second of every plan
+PRESETS = ROOT / "config" / "presets"
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -35,7 +36,8 @@ def resolve(given: Config) -> Config:
     checked once keys and types are right.
     """
     found = Complaints()
-    config: Config = _complete(given, schema(), "", found)
+    given = extended(given, found)
+    config: Config = {} if found else _complete(given, schema(), "", found)
     if not found:
         Checks(config, found).everything()
     if found:
@@ -164,6 +166,30 @@ def _allowed(error: Any) -> str:
     return words.get(error.validator, error.message)
 
 
+def extended(given: Config, found: Complaints) -> Config:
+    """A configuration laid over the preset that it `extends`, and that over what it extends in turn.
+
+    Here and not while files are merged, because Snakemake merges them before the Snakefile can say anything.
+    """
+    above, seen = dict(given), list[str]()
+    while (name := above.pop("extends", None)) is not None:
+        known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+        if name not in known:
+            found.unknown("extends", name, "no such file in config/presets", known)
+        elif name in seen:
+            found.add("extends", name, f"goes in a circle: {' -> '.join([*seen, name])}", "end it at a whole preset.")
+        if found:
+            return above
+        seen.append(name)
+        above = merge(_read(PRESETS / f"{name}.yaml"), above)
+    return above
+
+
+def _read(path: Path) -> Config:
+    read: Config = yaml.safe_load(path.read_text()) or {}
+    return read
+
+
 def load(*paths: Path, said: Config | None = None) -> Config:
     """Read and resolve configuration files as the command line would: a preset, then overlays over it.
 
@@ -171,10 +197,10 @@ def load(*paths: Path, said: Config | None = None) -> Config:
     """
     merged: Config = {}
     for path in paths:
-        merged = merge(merged, yaml.safe_load(path.read_text()) or {})
+        merged = merge(merged, _read(path))
     merged = merge(merged, said or {})
-    if "preset" not in merged:
-        merged = merge(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()), merged)
+    if "preset" not in merged and "extends" not in merged:
+        merged = merge(_read(ROOT / "config" / "config.yaml"), merged)
     return resolve(merged)
 
 

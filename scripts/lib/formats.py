@@ -11,6 +11,7 @@ neither an exception nor silently lost. It is counted under the first of these r
 - not_alternating: turns other than [system,] user, assistant, …, user, assistant
 - too_long: more than max_characters
 - outside_part: its first user message belongs to another part
+- unranked: ranked answers of which no two differ in rank
 - duplicate: the same prompt and answers stand in the files already
 - beyond_size, other_slice: not among the rows that the settings ask for
 """
@@ -22,7 +23,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -153,12 +154,16 @@ def parse(row: object, kind: str) -> Example | str:
     """One row as an example of `kind` (prompts, conversations or preferences), or the reason why it is none.
 
     Shapes: HH-RLHF's {chosen, rejected} transcripts; {messages}; {prompt, response} or {prompt, completion};
-    {prompt, chosen, rejected} as texts or message lists; {chosen, rejected} as message lists. White space around a
-    turn is dropped. Of a preference, prompts take the context and conversations the chosen answer.
+    {prompt, chosen, rejected} as texts or message lists; {chosen, rejected} as message lists; Nectar's {prompt,
+    answers}, each with its rank; {context_messages} as prompts. Messages are {role, content} or ShareGPT's {from,
+    value}. White space around a turn is dropped. Of a preference, prompts take the context and conversations the
+    chosen answer.
     """
     try:
         if not isinstance(row, dict):
             raise _Unfit("malformed")
+        if row.get("answers") is not None and kind != "prompts":
+            row = _ranked(row)
         if kind == "preferences":
             return _preference(row)
         if kind == "conversations":
@@ -182,6 +187,28 @@ def _preference(row: dict[str, Any]) -> Example:
     answers = (chosen[-1]["content"], rejected[-1]["content"])
     annotator = row.get("annotator")
     return Example(chosen[:-1], answers, _margin(row), annotator if isinstance(annotator, str) else "")
+
+
+def _ranked(row: dict[str, Any]) -> dict[str, Any]:
+    """Nectar's row as a preference: its best answer against its worst, as online pairs are made; 1 is the best rank.
+
+    Which pair the paper's offline baseline took of the seven answers is not published. `margin` is the difference of
+    the ranks.
+    """
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
+        raise _Unfit("malformed")
+    ranks = [_number(answer.get("rank")) for answer in answers]
+    known = [rank for rank in ranks if rank is not None]
+    if not known or len(known) < len(ranks):
+        raise _Unfit("malformed")
+    best, worst = min(known), max(known)
+    if best == worst:
+        raise _Unfit("unranked")
+    chosen, rejected = (answers[ranks.index(rank)].get("answer") for rank in (best, worst))
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        raise _Unfit("malformed")
+    return {"prompt": row.get("prompt"), "chosen": chosen, "rejected": rejected, "margin": worst - best}
 
 
 def _margin(row: dict[str, Any]) -> float | None:
@@ -214,8 +241,8 @@ def _conversation(row: dict[str, Any]) -> Messages:
 def _prompt(row: dict[str, Any]) -> Messages:
     if any(row.get(name) is not None for name in ("response", "completion", "chosen")):
         turns = _conversation(row)
-    elif any(row.get(name) is not None for name in ("messages", "conversations")):
-        turns = _turns(_first(row, "messages", "conversations"))
+    elif (given := _first(row, "messages", "conversations", "context_messages")) is not None:
+        turns = _turns(given)
     else:
         turns = _context(row.get("prompt"))
     return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
@@ -311,10 +338,14 @@ def share(messages: Messages) -> float:
 def read(paths: list[Path], kind: str, settings: dict[str, Any]) -> tuple[list[tuple[str, Example]], Counter[str]]:
     """Every (file name, example) of `kind` in digest order, each once, and counts: rows_in and dropped_REASON.
 
-    `settings` has files (the expected `SHA-256  name` lines), part and max_characters. The order depends on the
-    examples alone, not on files or lines. Raises InputError if the files' bytes are not those that were planned.
+    `settings` has part, max_characters, drop_system for data sets, and for local files the expected `SHA-256  name`
+    lines (`files`); what came from a hub has its digests beside it. Rows that had a system turn are counted as
+    system_turns where it is dropped. The order depends on the examples alone, not on files or lines. Raises InputError
+    if the files' bytes are not those that were planned.
     """
-    sources.verify(paths, settings["files"])
+    if "files" in settings:
+        sources.verify(paths, settings["files"])
+    drop_system = settings.get("drop_system", False)
     low, high = settings["part"]
     counts: Counter[str] = Counter(rows_in=0)
     found: list[tuple[str, Example]] = []
@@ -322,6 +353,9 @@ def read(paths: list[Path], kind: str, settings: dict[str, Any]) -> tuple[list[t
         for row in rows(path):
             counts["rows_in"] += 1
             example = parse(row, kind)
+            if drop_system and isinstance(example, Example) and example.messages[0]["role"] == "system":
+                counts["system_turns"] += 1
+                example = replace(example, messages=example.messages[1:])
             if isinstance(example, str):
                 counts[f"dropped_{example}"] += 1
             elif settings["max_characters"] is not None and example.characters > settings["max_characters"]:

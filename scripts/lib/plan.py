@@ -55,6 +55,27 @@ class Plan:
         """Table of a prompt set SET-N."""
         return f"{self.root}/prompts/{prompts}.parquet"
 
+    def fetched(self, block: str, name: str) -> list[str]:
+        """Folder with the files of a hub that a data set, or a prompt set SET-N, is read from; none for other kinds.
+
+        All SET-N are read from one folder, unless each has a repository of its own.
+        """
+        source = name.partition("-")[0]
+        given = self.config[block].get(source, {"kind": None})
+        if given["kind"] != "hub":
+            return []
+        return [f"{self.root}/source/{block}/{name if '{n}' in given['repo'] else source}/files"]
+
+    def unpinned(self) -> list[str]:
+        """Config keys of the hub's sources that name no commit."""
+        found = []
+        for block in ("bases", "datasets", "prompts"):
+            for name, given in self.config[block].items():
+                revisions = given.get("revision", [])
+                if "main" in (revisions if isinstance(revisions, list) else [revisions]):
+                    found.append(f"{block}.{name}")
+        return found
+
     def shards(self, prompts: str) -> list[int]:
         """Shard numbers of a prompt set SET-N: fixed blocks of its exact size."""
         block = self.config["prompts"][prompts.rsplit("-", 1)[0]]
@@ -239,7 +260,9 @@ class Plan:
         match parts:
             case ["base", base, "model"]:
                 kind = self.config["bases"][base]["kind"]
-                return ("make_base" if kind == "world" else "convert_base"), {"base": base}
+                return {"world": "make_base", "hub": "fetch_base"}.get(kind, "convert_base"), {"base": base}
+            case ["source", block, source, "files"]:
+                return "fetch_data", {"block": block, "source": source}
             case ["data", dataset]:
                 return "curate_data", {"dataset": dataset}
             case ["data", dataset, "pairs", pairing]:
@@ -289,6 +312,10 @@ class Plan:
         """The artifacts that the artifact at `path` is made from."""
         rule, own = self.maker(path)
         match rule:
+            case "curate_data":
+                return self.fetched("datasets", own["dataset"])
+            case "make_prompts":
+                return self.fetched("prompts", own["prompts"])
             case "train_sft" | "adopt_sft":
                 block = self.config["sft"][own["sft"]]
                 dataset = [self.dataset(block["dataset"])] if rule == "train_sft" else []
@@ -326,7 +353,7 @@ class Plan:
                 return self.evaluation_inputs(own["policy"], own["benchmark"])
             case "build_report":
                 return self.report_inputs()
-        return []  # bases, data sets and prompt sets come from outside
+        return []  # bases and sources come from outside
 
     def labeller(self, reward: str) -> list[str]:
         """The artifacts that a labeller itself is made of: its model, or nothing for a rule."""
@@ -409,7 +436,9 @@ class Plan:
         if f"{stem}.html" == self.report():
             return self.report()
         inside = stem.removeprefix(self.root + "/")
-        folder = re.fullmatch(r"(base|reward)/[^/]+/model|(sft/[^/]+|runs/[^/]+/[^/]+)/policy", inside)
+        folder = re.fullmatch(
+            r"(base|reward)/[^/]+/model|source/[^/]+/[^/]+/files|(sft/[^/]+|runs/[^/]+/[^/]+)/policy", inside
+        )
         return stem if folder else f"{stem}.parquet"
 
     def _target(self, name: str, run: str, n: int) -> list[str]:

@@ -7,6 +7,7 @@ those that it has no use for.
 from scripts.lib import sources
 from scripts.lib.artifact import canonical_json
 from scripts.lib.checks import Config
+from scripts.lib.digest import file_sha256
 from scripts.lib.errors import ConfigError
 from scripts.lib.plan import Plan
 
@@ -34,9 +35,29 @@ def convert_base(plan: Plan, base: str) -> Config:
     return {"kind": "folder", "license": block["license"], "files": digests, "dtype": plan.config["dtype"]}
 
 
+def fetch_base(plan: Plan, base: str) -> Config:
+    """A base model from a hub; a chat template of ours enters by its bytes too."""
+    block = plan.config["bases"][base]
+    own = block["chat_template"]
+    template = file_sha256(sources.TEMPLATES / own) if own is not None else None
+    return {name: value for name, value in block.items() if name != "kind"} | {"chat_template_sha256": template}
+
+
+def fetch_data(plan: Plan, block: str, source: str) -> Config:
+    """The files of a hub that a data set or prompt set is read from; a `source` is NAME, or SET-N."""
+    name, _, number = source.partition("-")
+    given = plan.config[block].get(name, {"kind": None})
+    if given["kind"] != "hub":
+        raise ConfigError(f"{block}.{name} does not come from a hub. Hint: its kind is {given['kind']!r}.")
+    return {**_at(name, given, int(number or 1)), "pattern": given["pattern"], "license": given["license"]}
+
+
 def curate_data(plan: Plan, dataset: str) -> Config:
     """A data set."""
-    return _source(plan, plan.config["datasets"][dataset], f"datasets.{dataset}.path")
+    block = plan.config["datasets"][dataset]
+    if block["kind"] == "hub":
+        return {**block}
+    return _source(plan, block, f"datasets.{dataset}.path")
 
 
 def make_prompts(plan: Plan, prompts: str) -> Config:
@@ -47,6 +68,11 @@ def make_prompts(plan: Plan, prompts: str) -> Config:
         raise ConfigError(
             f"prompt set {name!r} is not in the config. Hint: it has {', '.join(plan.config['prompts'])}."
         )
+    if block["kind"] == "hub":
+        # A repository of its own is not cut into slices.
+        slice_ = 1 if "{n}" in block["repo"] else int(number)
+        kept = {key: value for key, value in block.items() if key != "shard_prompts"}
+        return {**kept, **_at(name, block, int(number)), "number": slice_}
     return {**_source(plan, block, f"prompts.{name}.path", "shard_prompts"), "number": int(number)}
 
 
@@ -156,6 +182,19 @@ def _seeded(plan: Plan, block: Config, *without: str) -> Config:
     own = block.get("seed")
     kept = {key: value for key, value in block.items() if key not in without}
     return {**kept, "seed": int(plan.config["seed"] if own is None else own)}
+
+
+def _at(name: str, block: Config, number: int) -> Config:
+    """Repository and revision of a hub's source; `number` is N of SET-N."""
+    revision = block["revision"]
+    if isinstance(revision, list):
+        if number > len(revision):
+            raise ConfigError(
+                f"prompts.{name}.revision names {len(revision)} revisions; there is none for SET-{number}. "
+                "Hint: add it."
+            )
+        revision = revision[number - 1]
+    return {"repo": block["repo"].replace("{n}", str(number)), "revision": revision}
 
 
 def _source(plan: Plan, block: Config, key: str, *without: str) -> Config:

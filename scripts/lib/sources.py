@@ -6,6 +6,9 @@ from pathlib import Path
 from scripts.lib.digest import ROOT, file_sha256
 from scripts.lib.errors import ConfigError, InputError
 
+DATA = (".jsonl", ".parquet")
+TEMPLATES = ROOT / "config" / "templates"  # chat templates of ours
+
 
 def files(path: str, pattern: str, key: str) -> list[Path]:
     """The files of a source in name order: one file, or those of a folder that match `pattern`.
@@ -22,6 +25,16 @@ def files(path: str, pattern: str, key: str) -> list[Path]:
             f"Hint: put the data there, or name its folder in an overlay given by --configfile."
         )
     return found
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of a hub's repository holds rows: JSONL or parquet, plain or gzip."""
+    return name.removesuffix(".gz").endswith(DATA)
+
+
+def fetched(folders: list[Path]) -> list[Path]:
+    """The data files of folders that came from a hub, in the order of their paths; the card and licence are none."""
+    return [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file() and is_data(file.name)]
 
 
 def digest(path: str, pattern: str, key: str) -> list[str]:

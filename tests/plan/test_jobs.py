@@ -1,11 +1,17 @@
 """What the targets plan in a fresh checkout, against golden files; `pytest --fix` rewrites them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import jobs, run
+from scripts.lib import cluster
+from scripts.lib.config import load, schema
+from scripts.lib.plan import Plan
+from tests.conftest import ROOT, jobs, run
+from tests.unit.test_cluster import SITE, Resources, asked, sbatch
 
+PRESETS = sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml"))
 GOLDEN = Path(__file__).parent / "golden"
 TARGETS = ["all", "sft", "reward", "iter1_rollouts", "iter1_rewards", "iter2_pairs", "iter3_policy", "evaluation"]
 
@@ -28,13 +34,35 @@ def test_another_run_is_chosen_on_the_command_line(checkout, request):
     check(request, "tiny_offline_1500_iter1_policy", jobs(done.stdout))
 
 
-def test_the_smollm2_preset_plans_these_jobs(checkout, request):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_plans_these_jobs(checkout, request, preset):
     folder = checkout / "data" / "hh_rlhf"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "helpful-base.test.jsonl").write_text('{"chosen": "", "rejected": ""}\n')
-    preset = "config/presets/smollm2_135m_cpu.yaml"
-    done = run(checkout, "snakemake", "-n", "--configfile", preset, "--", "all")
-    check(request, "smollm2_135m_cpu_all", jobs(done.stdout))
+    done = run(checkout, "snakemake", "-n", "--configfile", f"config/presets/{preset}.yaml", "--", "all")
+    check(request, f"{preset}_all", jobs(done.stdout))
+    assert (done.stderr.count("not pinned to a commit: datasets.sft_mix") == 1) == preset.startswith("llama3")
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith(("llama3", "qwen"))])
+def test_a_preset_of_8b_submits_these_jobs_to_slurm(request, preset):
+    """Two lines for each step that becomes a SLURM job: what the plugin tells sbatch, and what starts the processes."""
+    config = load(ROOT / "config" / "presets" / f"{preset}.yaml")
+    plan = Plan(config)
+    on_cluster = set(schema()["$defs"]["resources"]["properties"])
+    lines = []
+    for rule in sorted({plan.maker(path)[0] for path in plan.artifacts(*plan.asked("all"))} & on_cluster):
+        lines.append(f"{rule}:{partition(config, rule)} {' '.join(sbatch(config, rule))}")
+        lines.append(f"    {cluster.launch(config, rule, SITE)}")
+    check(request, f"{preset}_slurm", lines)
+
+
+def partition(config, rule):
+    """The partition as the SLURM plugin puts it into its call."""
+    from snakemake_executor_plugin_slurm import Executor
+
+    job = SimpleNamespace(resources=Resources(asked(config, rule)))
+    return Executor.get_partition_arg(SimpleNamespace(_partitions=None), job)
 
 
 def complaint(checkout, *arguments: str) -> str:

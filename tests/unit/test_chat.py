@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.lib import chat
+from scripts.lib import chat, sources
 from scripts.lib.errors import InputError
 from scripts.make_base import make_tokenizer
 
@@ -45,6 +45,34 @@ def both():
 
 def answered(messages, words):
     return [*messages, {"role": "assistant", "content": words}]
+
+
+def ours():
+    """The world's tokenizer, which has Llama 3's special tokens, with the template that we give Llama 3."""
+    tokenizer = llama()
+    tokenizer.chat_template = (sources.TEMPLATES / "llama3.jinja").read_text()
+    return tokenizer
+
+
+def test_our_llama_3_template_writes_one_bos_trims_and_is_a_prefix_of_what_follows():
+    tokenizer = ours()
+    spaced = [{**turn, "content": f" {turn['content']}\n"} for turn in TURNS]
+    for i in range(1, len(TURNS) + 1):
+        for answer_next in (False, True):
+            text = chat.render(tokenizer, TURNS[:i], answer_next=answer_next)
+            assert text == chat.render(llama(), TURNS[:i], answer_next=answer_next)
+            assert text == chat.render(tokenizer, spaced[:i], answer_next=answer_next)
+            assert text.count("<|begin_of_text|>") == 1
+        assert chat.render(tokenizer, TURNS, answer_next=False).startswith(
+            chat.render(tokenizer, TURNS[:i], answer_next=False)
+        )
+    ids, mask = chat.conversation_ids(tokenizer, TURNS)
+    assert (ids, mask) == chat.conversation_ids(llama(), TURNS)
+    assert chat.render(tokenizer, ASK, answer_next=True) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nsing a song<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert tokens(tokenizer, [chat.end_of_turn(tokenizer)]) == ["<|eot_id|>"]
 
 
 # Ids

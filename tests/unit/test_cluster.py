@@ -36,12 +36,15 @@ def asked(config, rule, site=SITE, attempt=1):
     return {key: value({}, attempt) if callable(value) else value for key, value in found.items()}
 
 
+class Resources(dict):
+    """Resources as the plugin reads them, by key or as attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
 def sbatch(config, rule, attempt=1):
     """The options that the SLURM plugin gives sbatch, without those that name the job and its log."""
     from snakemake_executor_plugin_slurm import submit_string, utils
-
-    class Resources(dict):
-        __getattr__ = dict.__getitem__
 
     job = types.SimpleNamespace(
         resources=Resources(asked(config, rule, SITE, attempt)), threads=cluster.threads(config, rule, SITE)

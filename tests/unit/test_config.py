@@ -299,6 +299,39 @@ MISTAKES = [
 ]
 
 
+COMMIT, OTHER = "a" * 40, "b" * 40
+CHOICES = {"kind": "hub", "type": "preferences", "repo": "a/choices", "revision": COMMIT}
+ASKS = {"kind": "hub", "repo": "a/asks-{n}", "revision": [COMMIT, OTHER, COMMIT], "size": 9}
+BASE = {"kind": "hub", "repo": "a/base", "revision": COMMIT}
+MISTAKES += [
+    (given(bases__small={**BASE, "revision": "abc"}), "bases.small.revision", "must match ^([0-9a-f]{40}|main)$"),
+    (given(bases__small={**BASE, "repo": "base"}), "bases.small.repo", "must match"),
+    (given(bases__small={**BASE, "chat_template": "lama3.jinja"}), "bases.small.chat_template", "llama3.jinja?"),
+    (given(bases__small={**BASE, "chat_template": "../x.jinja"}), "bases.small.chat_template", "must match"),
+    (given(prompts__asks={**ASKS, "revision": COMMIT}), "prompts.asks.revision", "name a list, one commit for each"),
+    (given(prompts__asks={**ASKS, "repo": "a/asks"}), "prompts.asks.revision", "`repo` has no {n}"),
+    (given(prompts__asks={**ASKS, "revision": ["v1"]}), "prompts.asks.revision[0]", "must match"),
+    (
+        given(datasets__choices=CHOICES, datasets__choices_heldout={**CHOICES, "part": [0.5, 1]}),
+        "rewards.bt.heldout",
+        "shares prompts with the training set",
+    ),
+    (
+        given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "a/asks-3", "revision": COMMIT}),
+        "evaluation.test.prompts",
+        "training uses prompts of prompts.asks",
+    ),
+    (
+        given(
+            prompts__asks={**ASKS, "revision": "main"}, prompts__tests={**ASKS, "repo": "a/asks-7", "revision": "main"}
+        ),
+        "evaluation.test.prompts",
+        "training uses prompts of prompts.asks",
+    ),
+    (given(extends="lama3_8b"), "extends", "no such file in config/presets. Hint: did you mean llama3_8b"),
+]
+
+
 @pytest.mark.parametrize(("config", "key", "says"), MISTAKES, ids=[f"{key} {says}" for _, key, says in MISTAKES])
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(config, key, says):
     line = complaint(config)
@@ -315,6 +348,18 @@ def test_every_complaint_ends_in_a_hint():
 @pytest.mark.parametrize("block", ["samplings", "pairings"])
 def test_names_that_are_no_folder_names_are_refused(block, name):
     assert complaint(given(**{f"{block}__{name}": {}})).startswith(f"{block}.{name}: names become folder names. Hint:")
+
+
+def test_sources_of_a_hub_that_share_no_prompt_are_accepted():
+    heldout = {**CHOICES, "part": [0.9, 1]}
+    resolve(given(datasets__choices={**CHOICES, "part": [0, 0.9]}, datasets__choices_heldout=heldout))
+    resolve(given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "a/asks-7", "revision": COMMIT}))
+
+
+def test_a_run_has_no_more_iterations_than_its_prompts_have_revisions():
+    lines = complaints(given(prompts__asks={**ASKS, "revision": [COMMIT, OTHER]}))
+    assert [line.split(":")[0] for line in lines] == ["runs.main.iterations = 3", "runs.raft.iterations = 3"]
+    assert "prompts.asks.revision is for 2 iterations" in lines[0]
 
 
 def test_numbers_are_names_too():
@@ -386,6 +431,58 @@ def test_every_shipped_configuration_resolves(path):
 
 def test_config_yaml_is_the_tiny_preset():
     assert load(SHIPPED[0])["results"] == "results/tiny"
+
+
+def test_a_preset_lies_over_the_one_that_it_extends(tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("extends: smollm2_135m\npreset: mine\nruns: {main: {dpo: {beta: 5e-1}}}\n")
+    below, above = load(ROOT / "config" / "presets" / "smollm2_135m.yaml"), load(overlay)
+    assert (above["preset"], above["results"], above["extends"]) == ("mine", "results/mine", None)
+    assert above["runs"]["main"]["dpo"].pop("beta") == 0.5
+    del below["runs"]["main"]["dpo"]["beta"]
+    assert {**above, "preset": "", "results": ""} == {**below, "preset": "", "results": ""}
+    assert resolve(copy.deepcopy(above | {"runs": load(overlay)["runs"]})) == load(overlay)
+
+
+def test_without_a_preset_of_its_own_it_keeps_the_name_and_overlays_come_last(tmp_path):
+    mine, last = tmp_path / "mine.yaml", tmp_path / "last.yaml"
+    mine.write_text("extends: llama3_8b_concise\nseed: 5\n")
+    last.write_text("pairings: {best_worst: {length_penalty: 0.01}}\n")
+    config = load(mine, last)
+    assert (config["preset"], config["seed"]) == ("llama3_8b_concise", 5)
+    assert config["pairings"]["best_worst"]["length_penalty"] == 0.01
+    assert config["bases"] == load(ROOT / "config" / "presets" / "llama3_8b.yaml")["bases"]
+
+
+def test_presets_that_extend_each_other_are_refused(tmp_path, monkeypatch):
+    for one, other in (("one", "two"), ("two", "one")):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {other}\n")
+    monkeypatch.setattr(configuration, "PRESETS", tmp_path)
+    assert complaint({"extends": "one"}).startswith("extends = 'one': goes in a circle: one -> two -> one. Hint: ")
+
+
+def leaves(value, key=""):
+    """Dotted key → value of every setting of a configuration."""
+    if not isinstance(value, dict):
+        return {key: value}
+    return {name: leaf for part, below in value.items() for name, leaf in leaves(below, f"{key}.{part}").items()}
+
+
+def differing(name):
+    below, above = (leaves(load(ROOT / "config" / "presets" / f"{preset}.yaml")) for preset in ("llama3_8b", name))
+    names = {key for key in below.keys() | above.keys() if below.get(key) != above.get(key)}
+    return {key.removeprefix(".") for key in names - {".preset", ".results"}}
+
+
+def test_the_concise_preset_differs_in_its_penalty_only():
+    assert differing("llama3_8b_concise") == {"pairings.best_worst.length_penalty"}
+
+
+def test_the_preset_with_adapters_differs_in_rates_rows_and_resources_only():
+    blocks = {key.split(".")[0] for key in differing("llama3_8b_lora")}
+    assert blocks == {"datasets", "sft", "rewards", "runs", "resources"}
+    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if not key.startswith("resources")}
+    assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets"}
 
 
 def test_an_overlay_is_merged_over_config_yaml(tmp_path):

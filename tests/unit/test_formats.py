@@ -78,9 +78,66 @@ def test_every_shape_of_a_conversation_gives_the_same_example(row):
     assert parse(row, "preferences") == "malformed"
 
 
-@pytest.mark.parametrize("row", [{"prompt": "q"}, {"messages": Q}, {"prompt": Q}, {"prompt": "q", "response": None}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q"},
+        {"messages": Q},
+        {"prompt": Q},
+        {"prompt": "q", "response": None},
+        {"context_messages": Q, "context": "<|begin_of_text|>q", "id": "x"},
+        {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "a", "rank": 1.0}]},
+    ],
+)
 def test_every_shape_of_a_prompt_gives_the_same_example(row):
     assert parse(row, "prompts") == Example(Q, ())
+
+
+def test_prompts_of_several_turns_keep_the_assistants():
+    turns = [user("a"), assistant("b"), user("c")]
+    assert parse({"context_messages": turns}, "prompts") == Example(turns, ())
+
+
+def ranks(*pairs):
+    answers = [{"answer": answer, "model": "m", "rank": rank} for answer, rank in pairs]
+    return {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": answers, "good_natured": True}
+
+
+def test_of_ranked_answers_the_best_stands_against_the_worst():
+    row = ranks(("middle", 2.0), ("good", 1.0), ("bad", 7.0), ("fine", 3.0))
+    assert parse(row, "preferences") == Example(Q, ("good", "bad"), margin=6.0)
+    assert parse(row, "conversations") == Example(Q, ("good",))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (ranks(("a", 1.0), ("b", 1.0)), "unranked"),
+        (ranks(("a", 1.0)), "unranked"),
+        (ranks(("a", 1.0), ("a", 2.0)), "identical"),
+        (ranks(("a", 1.0), ("", 2.0)), "empty"),
+        (ranks(("a", 1.0), ("b", None)), "malformed"),
+        (ranks(("a", 1.0), (None, 2.0)), "malformed"),
+        (ranks(), "malformed"),
+        ({**ranks(("a", 1.0), ("b", 2.0)), "prompt": None}, "malformed"),
+        ({"prompt": "q", "answers": "none"}, "malformed"),
+        ({"prompt": "q", "answers": ["a", "b"]}, "malformed"),
+    ],
+)
+def test_ranked_answers_that_give_no_pair_have_a_reason(row, reason):
+    assert parse(row, "preferences") == reason
+
+
+def test_system_turns_are_dropped_on_request_and_counted(tmp_path):
+    system = {"role": "system", "content": "be short"}
+    path = lines(tmp_path / "a.jsonl", {"messages": [system, *GOOD]}, {"messages": GOOD}, {"messages": [*GOOD, system]})
+    settings = {"part": [0.0, 1.0], "max_characters": None}
+    kept, counts = formats.read([path], "conversations", settings)
+    assert sorted(len(example.messages) for _, example in kept) == [1, 2]
+    assert counts == {"rows_in": 3, "dropped_not_alternating": 1}
+    bare, counts = formats.read([path], "conversations", {**settings, "drop_system": True})
+    assert [example.messages for _, example in bare] == [Q]
+    assert counts == {"rows_in": 3, "system_turns": 1, "dropped_not_alternating": 1, "dropped_duplicate": 1}
 
 
 def test_several_turns_and_a_system_turn_are_kept_in_order():

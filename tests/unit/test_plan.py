@@ -284,9 +284,11 @@ def test_the_inputs_of_every_artifact_of_all_are_in_all_too():
         assert artifact not in p.inputs(artifact)
 
 
-@pytest.mark.parametrize("name", ["tiny_all", "tiny_offline_1500_iter1_policy", "smollm2_135m_cpu_all"])
+@pytest.mark.parametrize(
+    "name", ["tiny_all", "tiny_offline_1500_iter1_policy", "smollm2_135m_cpu_all", "llama3_8b_all", "qwen2_5_7b_all"]
+)
 def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(name):
-    preset = "config.yaml" if name.startswith("tiny") else "presets/smollm2_135m_cpu.yaml"
+    preset = "config.yaml" if name.startswith("tiny") else f"presets/{name.removesuffix('_all')}.yaml"
     p = Plan(load(ROOT / "config" / preset))
     lines = (ROOT / "tests" / "plan" / "golden" / f"{name}.txt").read_text().splitlines()
     jobs = [line.split(" ") for line in lines if " " in line]
@@ -299,6 +301,8 @@ def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(n
     ("path", "rule", "wildcards"),
     [
         ("base/world/model", "make_base", {"base": "world"}),
+        ("source/datasets/talks/files", "fetch_data", {"block": "datasets", "source": "talks"}),
+        ("source/prompts/asks-2/files", "fetch_data", {"block": "prompts", "source": "asks-2"}),
         ("sft/tiny/policy", "train_sft", {"sft": "tiny"}),
         ("runs/raft/iter2/policy", "train_raft", {"run": "raft", "n": "2"}),
         ("prompts/requests-3.parquet", "make_prompts", {"prompts": "requests-3"}),
@@ -356,6 +360,7 @@ def test_a_path_outside_the_grammar_is_refused(path):
         ("runs/main/iter1/policy.sha256", "runs/main/iter1/policy"),
         ("runs/main/iter1/policy/", "runs/main/iter1/policy"),
         ("reward/bt/model.json", "reward/bt/model"),
+        ("source/datasets/talks/files.sha256", "source/datasets/talks/files"),
         ("prompts/requests-1.json", "prompts/requests-1.parquet"),
         ("report.json", "report.html"),
         ("data/policy/pairs/model.json", "data/policy/pairs/model.parquet"),
@@ -511,9 +516,11 @@ def test_a_setting_changes_jobs_of_these_stages_only(change, expected):
 @pytest.mark.parametrize("key", sorted(TINY["runtime"]))
 def test_a_runtime_key_changes_no_settings(key):
     other = {
+        "attention": "eager",
         "device": "cuda",
         "gradient_checkpointing": True,
         "torch_threads": 3,
+        "trackers": [],
         "train_micro_batch": 16,
         "vllm_memory": 0.5,
         "rollout_python": "/envs/rollout/bin/python",
@@ -572,6 +579,89 @@ def test_local_files_enter_settings_by_their_bytes_and_not_by_their_place(tmp_pa
     assert dataset(tmp_path / "two") == first
     (tmp_path / "two" / "a.jsonl").write_text("{ }\n")
     assert dataset(tmp_path / "two") != first
+
+
+COMMITS = ["a" * 40, "b" * 40]
+
+
+def from_hub(**changes):
+    """The tiny preset with a base, a data set and two prompt sets of a hub."""
+
+    def change(config):
+        config["bases"]["llama"] = {"kind": "hub", "repo": "a/llama", "revision": COMMITS[0]}
+        config["datasets"]["talks"] = {"kind": "hub", "type": "conversations", "repo": "a/talks", "revision": "main"}
+        config["prompts"]["many"] = {"kind": "hub", "repo": "a/many-{n}", "revision": COMMITS, "size": 9}
+        config["prompts"]["one"] = {"kind": "hub", "repo": "a/one", "revision": COMMITS[0], "size": 9}
+        for path, value in changes.items():
+            block, name, key = path.split("__")
+            config[block][name][key] = value
+
+    return plan(change)
+
+
+def test_what_comes_from_a_hub_is_read_from_a_folder_of_its_own():
+    p = from_hub()
+    assert p.maker(p.base("llama")) == ("fetch_base", {"base": "llama"})
+    assert p.inputs(p.dataset("talks")) == [f"{T}/source/datasets/talks/files"]
+    assert p.inputs(p.dataset("annotations")) == []
+    assert [p.inputs(p.prompts(f"many-{n}")) for n in (1, 2)] == [
+        [f"{T}/source/prompts/many-{n}/files"] for n in (1, 2)
+    ]
+    assert [p.inputs(p.prompts(f"one-{n}")) for n in (1, 2)] == [[f"{T}/source/prompts/one/files"]] * 2
+    assert set(p.closure(p.dataset("talks"))) == {
+        f"{T}/data/talks.parquet",
+        f"{T}/data/talks.json",
+        f"{T}/source/datasets/talks/files.json",
+        f"{T}/source/datasets/talks/files.sha256",
+    }
+
+
+def test_sources_without_a_commit_are_named():
+    assert from_hub().unpinned() == ["datasets.talks"]
+    assert from_hub(prompts__many__revision=[COMMITS[0], "main"]).unpinned() == ["datasets.talks", "prompts.many"]
+    assert plan().unpinned() == []
+
+
+def told(p, stage, **wildcards):
+    return json.loads(settings_of(p, stage, **wildcards))
+
+
+def test_every_set_of_several_repositories_has_its_own_commit_and_is_its_whole_first_slice():
+    p = from_hub()
+    for n in (1, 2):
+        source = {"repo": f"a/many-{n}", "revision": COMMITS[n - 1], "pattern": "*", "license": "unknown"}
+        assert told(p, "fetch_data", block="prompts", source=f"many-{n}") == source
+        made = told(p, "make_prompts", prompts=f"many-{n}")
+        assert {key: made[key] for key in source} == source
+        assert made["number"] == 1
+        assert told(p, "make_prompts", prompts=f"one-{n}")["number"] == n
+    with pytest.raises(ConfigError, match=r"names 2 revisions; there is none for SET-3\. Hint: "):
+        told(p, "make_prompts", prompts="many-3")
+    with pytest.raises(ConfigError, match=r"datasets\.annotations does not come from a hub\. Hint: "):
+        told(p, "fetch_data", block="datasets", source="annotations")
+
+
+def test_a_chat_template_of_ours_enters_by_its_bytes(tmp_path, monkeypatch):
+    from scripts.lib import checks, sources
+
+    for module in (sources, checks):
+        monkeypatch.setattr(module, "TEMPLATES", tmp_path)
+    template = tmp_path / "mine.jinja"
+    template.write_text("one")
+    p = from_hub(bases__llama__chat_template="mine.jinja")
+    before = told(p, "fetch_base", base="llama")
+    template.write_text("two")
+    after = told(p, "fetch_base", base="llama")
+    assert {key for key in before if before[key] != after[key]} == {"chat_template_sha256"}
+    assert told(from_hub(), "fetch_base", base="llama")["chat_template_sha256"] is None
+
+
+def test_how_many_prompts_a_shard_has_changes_nothing_that_is_fetched_or_read():
+    for stage, wildcards in (
+        ("make_prompts", {"prompts": "one-1"}),
+        ("fetch_data", {"block": "prompts", "source": "one"}),
+    ):
+        assert told(from_hub(prompts__one__shard_prompts=3), stage, **wildcards) == told(from_hub(), stage, **wildcards)
 
 
 def test_a_source_without_files_is_refused_with_its_key(tmp_path):
