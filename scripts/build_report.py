@@ -28,6 +28,7 @@ LOG_RATIO = "log π − log π(SFT)"
 POLICY = r"(?:^|/)(?P<policy>sft/\w+|runs/\w+/iter[1-9][0-9]*)"
 EVALUATION = re.compile(POLICY + r"/eval/(?P<benchmark>\w+)\.(?:json|parquet)$")
 PAIRS = re.compile(POLICY + r"/rollouts/\w+/(?P<prompts>\w+-\d+)/pairs/(?P<reward>\w+)/(?P<pairing>\w+)\.json$")
+ENGINE = re.compile(POLICY + r"/rollouts/(?P<sampling>\w+)/(?P<prompts>\w+-\d+)/engine\.json$")
 REWARD = re.compile(r"(?:^|/)reward/(?P<reward>\w+)/model\.json$")
 WEIGHTS = re.compile(POLICY + r"/policy(?:\.json)?$")
 
@@ -85,6 +86,7 @@ class Facts:
     runs: list[Run]
     benchmarks: list[Benchmark]
     pairs: list[tuple[dict[str, str], Manifest]]
+    engines: list[tuple[dict[str, str], Manifest]]
     rewards: list[tuple[str, Manifest]]
     weights: dict[str, str]
 
@@ -92,7 +94,7 @@ class Facts:
 def read(job: stage.Job) -> Facts:
     """Sort the manifests by what they describe. Raises InputError if a policy lacks its evaluation."""
     evaluations: dict[tuple[str, str], Manifest] = {}
-    pairs, rewards, weights = [], [], {}
+    pairs, engines, rewards, weights = [], [], [], {}
     for path in job.inputs["manifests"]:
         manifest = artifact.read_json(path)
         for entry in [entry for entries in manifest.get("inputs", {}).values() for entry in entries]:
@@ -102,6 +104,8 @@ def read(job: stage.Job) -> Facts:
             evaluations[found["benchmark"], found["policy"]] = manifest
         elif found := PAIRS.search(str(path)):
             pairs.append((found.groupdict(), manifest))
+        elif found := ENGINE.search(str(path)):
+            engines.append((found.groupdict(), manifest))
         elif found := REWARD.search(str(path)):
             rewards.append((found["reward"], manifest))
         elif found := WEIGHTS.search(str(path)):
@@ -109,7 +113,7 @@ def read(job: stage.Job) -> Facts:
         else:
             raise InputError(
                 f"{path}: the manifest of a {manifest.get('stage', 'nameless')} stage has no place in the report.\n"
-                "Hint: give those of evaluations, pair tables, reward models and policies."
+                "Hint: give those of evaluations, pair tables, checks of engines, reward models and policies."
             )
     tables = {}
     for path in job.inputs["evaluations"]:
@@ -130,7 +134,7 @@ def read(job: stage.Job) -> Facts:
                 )
         own = {policy: evaluations[name, policy] for policy in policies}
         benchmarks.append(Benchmark(name, labellers, own, {policy: tables[name, policy] for policy in policies}))
-    return Facts(job.settings["preset"], runs, benchmarks if runs else [], pairs, rewards, weights)
+    return Facts(job.settings["preset"], runs, benchmarks if runs else [], pairs, engines, rewards, weights)
 
 
 def lead(facts: Facts, benchmark: Benchmark) -> str:
@@ -257,6 +261,21 @@ def pair_section(pairs: list[tuple[dict[str, str], Manifest]]) -> str:
     return f'<h2>Pairs</h2><p class="note">{note}</p>{table(header(names, 3), rows, left=3)}'
 
 
+def engine_section(engines: list[tuple[dict[str, str], Manifest]]) -> str:
+    """How far the engine that sampled was from the model that was trained, by iteration."""
+    names = ["responses of", "prompts", "sampling", "compared", "mean gap", "mean of absolute gaps", "largest gap"]
+    rows = []
+    for where, found in engines:
+        row = [escape(title(where["policy"])), escape(where["prompts"]), escape(where["sampling"])]
+        row.append(str(found["counts"]["responses_compared"]))
+        rows.append(row + [f"{found['metrics'][key]:.1e}" for key in ("gap", "absolute_gap", "largest_gap")])
+    note = (
+        "Log-probabilities of the same tokens, the engine's minus the trainer's, nats per token: what was sampled is "
+        "on-policy for the trainer as far as these are small. An iteration does not train beyond the tolerance."
+    )
+    return f'<h2>Engine against trainer</h2><p class="note">{note}</p>{table(header(names, 3), rows, left=3)}'
+
+
 def reward_section(rewards: list[tuple[str, Manifest]]) -> str:
     """How well the reward models predict held-out preferences."""
     names = ["reward model", "held-out accuracy", "loss", "calibration error", "longer is chosen", "pairs trained"]
@@ -330,7 +349,7 @@ def provenance(facts: Facts) -> str:
     kinds = ("responses", "evaluation")
     names = ["policy", "weights", *(f"{escape(b.name)}: {kind}" for b in facts.benchmarks for kind in kinds)]
     manifests = [found for benchmark in facts.benchmarks for found in benchmark.manifests.values()]
-    manifests += [found for _, found in facts.pairs] + [found for _, found in facts.rewards]
+    manifests += [found for _, found in [*facts.pairs, *facts.engines, *facts.rewards]]
     code = sorted({str(found["code"]).split(" ")[0] for found in manifests})
     return (
         f"<h2>Provenance</h2><p class=note>Preset <b>{escape(facts.preset)}</b>. Artifacts are named by the first 12 "
@@ -360,6 +379,7 @@ def page(facts: Facts) -> tuple[str, int]:
     if not facts.benchmarks:
         parts.append('<p class="lead">No benchmark was evaluated.</p>')
     parts += [pair_section(facts.pairs)] if facts.pairs else []
+    parts += [engine_section(facts.engines)] if facts.engines else []
     parts += [reward_section(facts.rewards)] if facts.rewards else []
     methods = sorted({run.method for run in facts.runs})
     note = "What is made once feeds a ring that turns once per iteration: a policy's own answers train the next policy."
@@ -380,7 +400,12 @@ def run(job: stage.Job) -> None:
     artifact.write_text(job.output, html)
     policies = {policy for run in facts.runs for policy in run.policies}
     job.counts = {"runs": len(facts.runs), "policies": len(policies), "benchmarks": len(facts.benchmarks)}
-    job.counts |= {"pair_tables": len(facts.pairs), "reward_models": len(facts.rewards), "prompts_shown": samples}
+    job.counts |= {
+        "pair_tables": len(facts.pairs),
+        "engine_checks": len(facts.engines),
+        "reward_models": len(facts.rewards),
+        "prompts_shown": samples,
+    }
     for benchmark in facts.benchmarks:
         head, mode = benchmark.labellers[0], benchmark.modes[0]
         ends = {run.name: benchmark.summary(run.policies[-1], mode)["rewards"][head]["mean"] for run in facts.runs}

@@ -390,7 +390,7 @@ class Plan:
         return f"{self.root}/report.html"
 
     def report_inputs(self) -> list[str]:
-        """What the report reads: every evaluation, every on-policy pair table, every reward model."""
+        """What the report reads: every evaluation, on-policy pair table, check of an engine, and reward model."""
         pairs = [
             self.pairs_of(name, n)
             for name in self.runs_by("dpo")
@@ -400,7 +400,9 @@ class Plan:
         used = {own["reward"] for run in self.config["runs"].values() for own in [run, *run["each"].values()]}
         used |= {reward for block in self.config["evaluation"].values() for reward in block["rewards"]}
         models = [path for name in self.config["rewards"] if name in used for path in self.labeller(name)]
-        return [*self.evaluations(), *dict.fromkeys(pairs), *models]
+        steps = [(name, n) for name, run in self.config["runs"].items() for n in range(1, run["iterations"] + 1)]
+        checks = [table for name, n in steps for table in self.engine_checks(name, n)]
+        return [*self.evaluations(), *dict.fromkeys(pairs), *dict.fromkeys(checks), *models]
 
     def report_manifests(self) -> list[str]:
         """The manifests that the report takes its numbers from: those of its inputs and of every policy."""

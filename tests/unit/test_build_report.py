@@ -80,7 +80,7 @@ def world(root: Path, runs: dict[str, int], labellers: list[str], temperatures: 
 
 
 def more_manifests(root: Path) -> list[str]:
-    """The manifests of a pair table and a reward model."""
+    """The manifests of a pair table, a check of an engine and a reward model."""
     pairs = root / "sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst.json"
     write_json(
         pairs,
@@ -109,6 +109,19 @@ def more_manifests(root: Path) -> list[str]:
             },
         },
     )
+    engine = root / "sft/tiny/rollouts/best_of_8/requests-1/engine.json"
+    write_json(
+        engine,
+        {
+            "stage": "check_engine",
+            "settings": {},
+            "code": "check_engine:0123456789",
+            "inputs": {},
+            "output": "2" * 64,
+            "counts": {"responses_in": 4800, "responses_compared": 64},
+            "metrics": {"gap": -0.000123, "absolute_gap": 0.0456, "largest_gap": 0.789},
+        },
+    )
     reward = root / "reward/bt/model.json"
     write_json(
         reward,
@@ -127,7 +140,7 @@ def more_manifests(root: Path) -> list[str]:
             },
         },
     )
-    return [str(pairs), str(reward)]
+    return [str(pairs), str(engine), str(reward)]
 
 
 class Page(HTMLParser):
@@ -206,6 +219,9 @@ def test_pairs_reward_models_and_digests_are_shown(built: tuple[Path, list[str]]
         "0.025",
         "51.1 %",
         "5000",
+        "-1.2e-04",
+        "4.6e-02",
+        "7.9e-01",
     ):
         assert f" {number} " in text, number
     assert " feedc0ffee12 " in text
@@ -249,6 +265,7 @@ def test_manifest_counts_what_is_shown(built: tuple[Path, list[str]]) -> None:
         "policies": 7,
         "benchmarks": 1,
         "pair_tables": 1,
+        "engine_checks": 1,
         "reward_models": 1,
         "prompts_shown": 5,
     }
