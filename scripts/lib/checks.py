@@ -206,21 +206,6 @@ class Checks:
             elif rule not in (*cluster.TRAINING, "sample_rollouts") and gpus > 1:
                 text = "this step uses one GPU"
                 self.found.add(f"resources.{rule}.gpus", gpus, text, "ask for one; shards run side by side.")
-        for key, rule, lora in self._adapters():
-            if lora and lora["quantization"] and cluster.needs(self.config, rule)["strategy"] == "zero3":
-                text = "bitsandbytes' weights of 4 bits cannot be spread over processes"
-                hint = f"choose data or zero2, or {key}.lora.quantization: null."
-                self.found.add(f"resources.{rule}.strategy", "zero3", text, hint)
-
-    def _adapters(self) -> list[tuple[str, str, Config | None]]:
-        """(key, rule, `lora` block) of every training; an iteration's own counts as its run's."""
-        found = [(f"sft.{name}", "train_sft", sft.get("lora")) for name, sft in self.config["sft"].items()]
-        found += [(f"rewards.{name}", "train_reward", own.get("lora")) for name, own in self.config["rewards"].items()]
-        for name, run in self.config["runs"].items():
-            method = run["method"]
-            for key, own in [("", run), *((f"each.{n}.", own) for n, own in run["each"].items())]:
-                found.append((f"runs.{name}.{key}{method}", f"train_{method}", (own[method] or {}).get("lora")))
-        return found
 
     def _batch(self, key: str, batch: int, rule: str) -> None:
         """Processes and micro-batch must divide every batch: the rest is gradient accumulation."""

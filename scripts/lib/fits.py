@@ -7,12 +7,12 @@ from typing import Any
 
 from scripts.lib import cluster, memory, shapes
 from scripts.lib.errors import Complaints
-from scripts.lib.forecast import PAIRED, TRAINED, Forecast, in_words
+from scripts.lib.forecast import PAIRED, TRAINED, Forecast, in_words, size
 from scripts.lib.memory import GIB, Parts, Training
 from scripts.lib.plan import Plan
 
 PROCESSES, PARALLEL, SHORTEST, HINTS = (2, 4, 8, 16, 32, 64), (2, 4, 8, 16), 256, 5
-CHECKPOINTING = "runtime.gradient_checkpointing: true"
+CHECKPOINTING, SCORE_TOKENS = "runtime.gradient_checkpointing: true", "runtime.score_tokens"
 
 Own = dict[str, str]
 
@@ -40,7 +40,7 @@ def check(plan: Plan, found: Complaints) -> None:
         if sum(step.parts.values()) > room:
             key, value, fixes = _fixes(forecast, rule, own, room)
             name = step.group.removeprefix(plan.root + "/")
-            text = f"{rule} of {name} needs {in_words(step.parts)} of {room / GIB:.1f} GiB that there are"
+            text = f"{rule} of {name} needs {in_words(step.parts)} of {size(room)} that there are"
             found.add(key, value, text, ("; or ".join(fixes[:HINTS]) or "a smaller model or a larger device") + ".")
         elif step.host > (asked := cluster.needs(plan.config, rule)["mem_mb"]) * 2**20 and rule not in seen:
             seen.add(rule)
@@ -77,7 +77,11 @@ def _fixes(forecast: Forecast, rule: str, own: Own, room: float) -> tuple[str, A
         wider = [n for n in PARALLEL if n > value and shape.heads % n == 0]
         return key, value, _first((f"{key}: {n}", fits(forecast.sampling(own, shape, 1, n))) for n in wider)
     if rule == "sample_rollouts":
-        key, value = "runtime.generate_batch", forecast.runtime["generate_batch"]
+        rows, tokens = forecast.runtime["generate_batch"], forecast.runtime["score_tokens"]
+        if fits(forecast.sampling(own, shape, rows, 1, tokens=0)):  # it is the recording of log-probabilities
+            smaller = ((n, forecast.sampling(own, shape, rows, 1, n)) for n in _halves(tokens, 1))
+            return SCORE_TOKENS, tokens, _first((f"{SCORE_TOKENS}: {n}", fits(parts)) for n, parts in smaller)
+        key, value = "runtime.generate_batch", rows
         fixes = _first((f"{key}: {n}", fits(forecast.sampling(own, shape, n, 1))) for n in _halves(value, 1))
         if forecast.gpu:
             length, share = forecast.longest(rule, own), forecast.runtime["vllm_memory"]
@@ -89,7 +93,7 @@ def _fixes(forecast: Forecast, rule: str, own: Own, room: float) -> tuple[str, A
                 if shape.heads % n == 0
             )
         return key, value, fixes
-    key, value = "runtime.score_tokens", forecast.runtime["score_tokens"]
+    key, value = SCORE_TOKENS, forecast.runtime["score_tokens"]
     return key, value, _first((f"{key}: {n}", fits(forecast.scoring(rule, own, shape, n))) for n in _halves(value, 1))
 
 
@@ -100,7 +104,13 @@ def _training(forecast: Forecast, rule: str, own: Own, shape: shapes.Shape, room
     micro, where = step.rows // sides, _where(rule, own)
 
     def fits(changed: Training) -> bool:
-        return sum(memory.training(changed).values()) <= room
+        # Without GPUs more processes share one machine; `room` is what one of those that there are has of it.
+        whole = 1 if step.gpu else step.processes / changed.processes
+        return sum(memory.training(changed).values()) <= room * whole
+
+    if step.scored and fits(replace(step, scored=0)):  # it is the held-out pairs of a reward model
+        smaller = ((n, replace(step, scored=n)) for n in _halves(step.scored, 1))
+        return SCORE_TOKENS, step.scored, _first((f"{SCORE_TOKENS}: {n}", fits(changed)) for n, changed in smaller)
 
     def cut(changed: Training, rows: int, processes: int) -> Training:
         share = batch // processes
@@ -115,16 +125,16 @@ def _training(forecast: Forecast, rule: str, own: Own, shape: shapes.Shape, room
         ways.append((f" with {CHECKPOINTING} and runtime.train_micro_batch: 1", lean))
     share = batch // step.processes
     fixes = _first((words.removeprefix(" with "), fits(way)) for words, way in ways[1:] if way.rows == step.rows)
-    smaller = [n for n in _halves(micro, 1) if share % n == 0]
-    fixes += _first((f"runtime.train_micro_batch: {n}", fits(cut(step, n, step.processes))) for n in smaller)
+    dividing = [n for n in _halves(micro, 1) if share % n == 0]
+    fixes += _first((f"runtime.train_micro_batch: {n}", fits(cut(step, n, step.processes))) for n in dividing)
     if not fixes:
         fixes += _first((words.removeprefix(" with "), fits(way)) for words, way in ways[1:])
     if rule in cluster.TRAINING:
         unit = "gpus" if forecast.gpu else "processes"
         counts = [n for n in PROCESSES if n > step.processes and batch % n == 0]
         for strategy in ("zero2", "zero3"):
-            if strategy == "zero3" and (step.lora or {}).get("quantization"):
-                continue
+            if (step.lora or {}).get("quantization"):
+                continue  # weights of 4 bits stay whole
             tried = [(step.processes, "")] if step.processes > 1 and strategy != step.strategy else []
             tried += [(n, f", {unit}: {n}") for n in counts]
             fixes += _first(
@@ -138,7 +148,7 @@ def _training(forecast: Forecast, rule: str, own: Own, shape: shapes.Shape, room
         if step.lora is None:
             adapters = {"r": 16, "targets": ["all-linear"], "quantization": None}
             fixes += _first((f"{where}.lora: {{r: 16}}{more}", fits(replace(way, lora=adapters))) for more, way in ways)
-        if step.strategy != "zero3" and (step.lora or {}).get("quantization") is None:
+        if step.strategy == "data" and (step.lora or {}).get("quantization") is None:
             adapters = {"r": 16, "targets": ["all-linear"], **(step.lora or {}), "quantization": "nf4"}
             fixes += _first(
                 (f"{where}.lora: {{quantization: nf4}}{more}", fits(replace(way, lora=adapters))) for more, way in ways
@@ -148,7 +158,7 @@ def _training(forecast: Forecast, rule: str, own: Own, shape: shapes.Shape, room
             for more, way in ways
             for n in _halves(step.length, SHORTEST)
         )
-        if sum(memory.static(step).values()) + memory.CONTEXT > room:
+        if sum(memory.static(step).values()) + (memory.CONTEXT if step.gpu else memory.LIBRARIES) > room:
             return f"resources.{rule}.strategy", step.strategy, fixes
     if micro > 1:
         return "runtime.train_micro_batch", micro, fixes

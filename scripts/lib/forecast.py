@@ -122,19 +122,25 @@ class Forecast:
             gpu=self.gpu,
         )
 
-    def sampling(self, own: dict[str, str], shape: shapes.Shape, rows: int, parallel: int) -> Parts:
-        """Bytes by part of sampling with so many responses at once, or with an engine over so many GPUs."""
+    def sampling(
+        self, own: dict[str, str], shape: shapes.Shape, rows: int, parallel: int, tokens: int | None = None
+    ) -> Parts:
+        """Bytes by part of sampling with so many responses at once, or with an engine over so many GPUs.
+
+        `tokens` takes the place of `runtime.score_tokens` where log-probabilities are recorded.
+        """
         block, dtype = self.config["samplings"][own["sampling"]], self.config["dtype"]
         prompt, new = block["max_prompt_tokens"], block["max_new_tokens"]
         if block["engine"] == "vllm":
             return memory.vllm(shape, prompt + new, dtype, parallel)
-        scored = self.runtime["score_tokens"] if block["record_logprobs"] else 0
+        scored = (self.runtime["score_tokens"] if tokens is None else tokens) if block["record_logprobs"] else 0
         return memory.sampling(shape, rows, prompt, new, dtype, block["top_p"] < 1, scored, self.gpu)
 
     def scoring(self, rule: str, own: dict[str, str], shape: shapes.Shape, tokens: int) -> Parts:
         """Bytes by part of scoring batches of so many padded tokens."""
         scalar = rule == "score_rollouts"
-        return memory.scoring(shape, tokens, self.longest(rule, own), self.config["dtype"], scalar, self.gpu)
+        longest, nf4 = self.longest(rule, own), bool(own.get("quantized"))
+        return memory.scoring(shape, tokens, longest, self.config["dtype"], scalar, self.gpu, nf4)
 
     def host(self, rule: str, own: dict[str, str], shape: shapes.Shape, parts: Parts) -> int:
         """Bytes that a job takes on one node.
@@ -260,7 +266,7 @@ class Forecast:
             return "memory not known: its base is not there, and has no `shape`"
         step = max(known, key=lambda step: sum((step.parts or {}).values()))
         device = self.said["device_memory_gib"]
-        of = f" of {device:g}" if device else ""
+        of = f" of {size(device * GIB)}" if device else ""
         return f"{in_words(step.parts or {}, of)} {self._place(rule)}"
 
     def _place(self, rule: str) -> str:
@@ -287,8 +293,12 @@ def _work_in_words(steps: list[Step]) -> str:
 def in_words(parts: Parts, of: str = "") -> str:
     """`112.4 GiB (weights 29.9, …)`, largest first, in MiB where all of it is less than a GiB."""
     total = sum(parts.values())
-    size, unit = (GIB, "GiB") if total >= GIB else (2**20, "MiB")
-    digits = 1 if unit == "GiB" else 0
-    shown = sorted(((n / size, name) for name, n in parts.items()), reverse=True)
-    listed = ", ".join(f"{name} {n:.{digits}f}" for n, name in shown if f"{n:.{digits}f}" not in ("0.0", "0"))
-    return f"{total / size:.{digits}f}{of if unit == 'GiB' else ''} {unit} ({listed})"
+    unit, digits = (GIB, 1) if total >= GIB else (2**20, 0)
+    shown = sorted(((n / unit, name) for name, n in parts.items()), reverse=True)
+    listed = ", ".join(f"{name} {n:.{digits}f}" for n, name in shown if n >= 0.5 / 10**digits)
+    return f"{size(total)}{of} ({listed})"
+
+
+def size(count: float) -> str:
+    """`79.5 GiB` or `312 MiB`."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"

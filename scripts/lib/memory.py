@@ -21,15 +21,15 @@ NF4 = 0.55
 # TRL projects to the vocabulary in tiles of so many tokens and so many words (trl/kernels/chunked_logprob.py and
 # trl/trainer/utils.py), so that training never holds all logits.
 TILE_TOKENS, TILE_WORDS = 4096, 32_768
-# Float32 tiles beside the tile itself while torch's own operations compute its gradient, where there is no Triton.
-TILE_COPIES = 7
-# DeepSpeed's defaults in elements: gradients reduced at a time, weights that ZeRO-3 keeps gathered.
-BUCKET, GATHERED = 500_000_000, 1_000_000_000
-# Pairs that train_dpo compares with its reference before the first step, at once (scripts/train_dpo.py).
-GATE_PAIRS = 16
+# Float32 tiles beside the tile itself while torch's own operations compute its gradient, where there is no Triton; as
+# measured, of which seven can be counted in the kernel's source.
+TILE_COPIES = 8
+# Elements that DeepSpeed's ZeRO-3 keeps gathered by default (stage3_max_live_parameters).
+GATHERED = 1_000_000_000
 GIB = 2**30
-# A CUDA context with the workspaces of cuBLAS and NCCL; and torch with its libraries in the memory of the host.
-CONTEXT, LIBRARIES = GIB, 3 * GIB // 4
+# A CUDA context with the workspaces of cuBLAS and NCCL, which is an assumption; and torch with its libraries in the
+# memory of the host, measured as .4 (scoring) to .55 GiB (training) on the processor.
+CONTEXT, LIBRARIES = GIB, 5 * GIB // 8
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def static(step: Training) -> Parts:
             "copies": 4 * trainable if n > 1 else 0,
         }
     whole, zero3 = weights(step), step.strategy == "zero3"
-    gathered = min(whole, GATHERED * each) if zero3 and n > 1 else 0
+    gathered = min(whole, GATHERED * each) if zero3 else 0
     return {
         "weights": whole // n if zero3 else whole,
         "gradients": each * trainable // n,
         "optimizer": 12 * trainable // n,
-        "copies": each * min(trainable, BUCKET) + gathered,
+        "copies": each * min(trainable, step.shape.hidden_size**2) + gathered,  # transformers' "auto" for the bucket
     }
 
 
@@ -163,13 +163,9 @@ def _moments(step: Training) -> Iterable[Parts]:
         "activations": stored // shape.layers,
         "copies": always["copies"] + max(last, copied),
     }
-    if step.gate:
-        yield {
-            **context,
-            "weights": always["weights"] if step.strategy == "zero3" else weights(step),
-            **_forward(shape, GATE_PAIRS * step.length, step.length, 2 if step.arithmetic != "float32" else 4, True),
-            "copies": casts + (always["copies"] if step.strategy == "zero3" else 0),
-        }
+    if step.gate:  # a row at a time, in the arithmetic of training
+        one = _forward(shape, step.length, step.length, 2 if step.dtype == "bfloat16" else 4, True)
+        yield {**base, **one, "copies": always["copies"] + casts}
     if step.scored:
         yield {**base, **_forward(shape, step.scored, step.length, 4, False), "copies": always["copies"]}
 
@@ -189,9 +185,10 @@ def tile(step: Training) -> int:
 def layer_activations(step: Training) -> int:
     """Bytes that one block keeps for its backward pass.
 
-    A norm keeps what comes in, the same normed, and what it gives to each linear layer; attention its queries, keys,
-    values, result and one number for each head; the gate, its activation, the other branch and their product. Under
-    autocast each linear layer keeps a bfloat16 copy of its own of what comes in.
+    A norm keeps what comes in, in float32, and the same normed if it is trained. A linear layer that is trained, or has
+    an adapter, keeps what comes in; those that take the same share it, but for the bfloat16 copy that autocast makes
+    for each. Attention keeps queries, keys, values, its result, and a number for each head; the gate what comes in,
+    what comes out, and the other branch.
     """
     shape, tokens = step.shape, step.rows * step.length
     hidden, inner, queries = shape.hidden_size, shape.intermediate_size, shape.queries
@@ -199,10 +196,26 @@ def layer_activations(step: Training) -> int:
     masked = step.rows > 1 and step.attention != "flash_attention_2"
     keys = queries if masked or step.attention == "eager" else shape.keys
     each = 4 if step.arithmetic == "float32" else 2
-    norms = {"float32": 24, "autocast": 26, "bfloat16": 16}[step.arithmetic] * hidden
-    rows = norms + each * (2 * queries + 2 * keys + 4 * inner) + 4 * shape.heads
-    scores = tokens * step.length * _score_bytes(step, masked)
-    return tokens * rows + scores
+    kept = [name for name in shape.linears() if step.lora is None or _adapted(step.lora, name)]
+    copies = step.dtype == "bfloat16" and step.strategy == "data"
+    into = 0
+    for group, width in ((("q_proj", "k_proj", "v_proj"), hidden), (("gate_proj", "up_proj"), hidden)):
+        members = sum(name in kept for name in group)
+        into += width * (members if copies else min(members, 1))
+    into += inner * ("down_proj" in kept) + queries * (copies and step.lora is not None and "o_proj" in kept)
+    normed = 0 if step.lora else 2 * hidden * _stream(step)
+    ranks = step.lora["r"] * len(kept) if step.lora else 0
+    row = 8 * hidden + normed + each * (into + 2 * queries + 2 * keys + 3 * inner + ranks) + 4 * shape.heads
+    return tokens * (row + step.length * _score_bytes(step, masked))
+
+
+def _adapted(lora: dict[str, Any], name: str) -> bool:
+    return name in lora["targets"] or "all-linear" in lora["targets"]
+
+
+def _stream(step: Training) -> int:
+    """Bytes of a number on its way from block to block."""
+    return 2 if step.arithmetic == "bfloat16" else 4
 
 
 def _score_bytes(step: Training, masked: bool) -> int:
@@ -216,8 +229,8 @@ def _score_bytes(step: Training, masked: bool) -> int:
 def activations(step: Training) -> int:
     """Bytes that the forward pass keeps: every block, or under checkpointing what comes into it; and the last norm."""
     shape, tokens = step.shape, step.rows * step.length
-    stream = 2 if step.arithmetic == "bfloat16" else 4
-    last = (8 if step.arithmetic == "bfloat16" else 12) * shape.hidden_size * tokens
+    stream = _stream(step)
+    last = (4 + stream * (1 if step.lora else 2)) * shape.hidden_size * tokens
     if step.checkpointing:
         mask = tokens * step.length if step.rows > 1 else 0
         return shape.layers * stream * shape.hidden_size * tokens + last + mask
@@ -246,10 +259,16 @@ def _forward(shape: Shape, tokens: int, longest: int, each: int, logits: bool) -
     }
 
 
-def scoring(shape: Shape, tokens: int, longest: int, dtype: str, scalar_head: bool, gpu: bool) -> Parts:
-    """Bytes of a scoring step by part; a batch has at most `tokens` padded tokens, or one row of `longest`."""
+def scoring(
+    shape: Shape, tokens: int, longest: int, dtype: str, scalar_head: bool, gpu: bool, nf4: bool = False
+) -> Parts:
+    """Bytes of a scoring step by part; a batch has at most `tokens` padded tokens, or one row of `longest`.
+
+    With `nf4` the linear layers are held in 4 bits, as a run that trains on such weights has its reference scored.
+    """
     each = BYTES[dtype]
     held = {"libraries": CONTEXT if gpu else LIBRARIES, "weights": each * shape.parameters(scalar_head)}
+    held["weights"] -= round(nf4 * (each - NF4) * shape.linear_parameters())
     return largest([{**held, **_forward(shape, tokens, longest, each, not scalar_head)}])
 
 
@@ -289,7 +308,7 @@ VLLM_TOKENS, VLLM_SEQUENCES = 8192, 256
 
 
 def vllm(shape: Shape, length: int, dtype: str, parallel: int) -> Parts:
-    """Bytes that vLLM needs on each of `parallel` GPUs for one sequence of `length` tokens; it takes what it is given."""
+    """Bytes that vLLM needs on each of `parallel` GPUs for one sequence of `length` tokens; it takes all it may."""
     each = BYTES[dtype]
     width = 3 * shape.intermediate_size // parallel + 4 * shape.hidden_size
     parts = {
