@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import cluster, memory, shapes
+from scripts.lib import cluster, memory, model_shape
 from scripts.lib.errors import Complaints
 from scripts.lib.forecast import PAIRED, TRAINED, Forecast, in_words, size
 from scripts.lib.memory import GIB, Parts, Training
@@ -23,7 +23,7 @@ def check(plan: Plan, found: Complaints) -> None:
     Nothing is held against a device or a node unless `forecast.device_memory_gib` says what a device has.
     """
     for name, block in plan.config["bases"].items():
-        shapes.check(f"bases.{name}", block, Path(plan.base(name)), found)
+        model_shape.check(f"bases.{name}", block, Path(plan.base(name)), found)
     if plan.config["forecast"]["device_memory_gib"] is None:
         return
     forecast, seen = Forecast(plan), set[str]()
@@ -97,7 +97,9 @@ def _fixes(forecast: Forecast, rule: str, own: Own, room: float) -> tuple[str, A
     return key, value, _first((f"{key}: {n}", fits(forecast.scoring(rule, own, shape, n))) for n in _halves(value, 1))
 
 
-def _training(forecast: Forecast, rule: str, own: Own, shape: shapes.Shape, room: float) -> tuple[str, Any, list[str]]:
+def _training(
+    forecast: Forecast, rule: str, own: Own, shape: model_shape.Shape, room: float
+) -> tuple[str, Any, list[str]]:
     """`_fixes` of a training step: each change alone, else with checkpointing, else row by row as well."""
     step, block = forecast.training(rule, own, shape), forecast.block(rule, own)
     sides, batch = (2 if rule in PAIRED else 1), block["batch_size"]

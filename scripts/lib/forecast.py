@@ -1,6 +1,6 @@
 """What a step will take before it runs: memory of a device and of a host, tokens, time. No torch, no Snakemake.
 
-Follows from the configuration and from config.json files where they exist (scripts/lib/shapes.py, memory.py). Lengths
+Follows from the configuration and from config.json files where they exist (model_shape.py, memory.py). Lengths
 are the longest that the configuration lets through, so memory is what the worst batch takes; tokens and time are of
 the expected lengths and throughputs in `forecast`. What is not known stays unknown: no size, no time is guessed.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import cluster, memory, shapes
+from scripts.lib import cluster, memory, model_shape
 from scripts.lib.explain import duration
 from scripts.lib.memory import GIB, Parts, Training
 from scripts.lib.plan import Plan
@@ -47,17 +47,17 @@ class Forecast:
         self.plan, self.config = plan, plan.config
         self.runtime, self.said = plan.config["runtime"], plan.config["forecast"]
         self.gpu = self.runtime["device"] != "cpu"
-        self._shapes: dict[str, shapes.Shape | None] = {}
+        self._shapes: dict[str, model_shape.Shape | None] = {}
 
     # Models
 
-    def shape(self, model: str) -> shapes.Shape | None:
+    def shape(self, model: str) -> model_shape.Shape | None:
         """The shape of base/NAME, sft/NAME or runs/NAME/iterN: that of the base that it descends from."""
         name = model.removeprefix("base/")
         if not model.startswith("base/"):
             name = self.config["sft"][self.plan.sft_of(model).removeprefix("sft/")]["base"]
         if name not in self._shapes:
-            self._shapes[name] = shapes.of_base(self.config["bases"][name], Path(self.plan.base(name)))
+            self._shapes[name] = model_shape.of_base(self.config["bases"][name], Path(self.plan.base(name)))
         return self._shapes[name]
 
     def model(self, rule: str, own: dict[str, str]) -> str:
@@ -90,7 +90,7 @@ class Forecast:
         host = self.host(rule, own, shape, parts) if shape and parts else None
         return Step(rule, group, parts, host, tokens, seconds)
 
-    def parts(self, rule: str, own: dict[str, str], shape: shapes.Shape) -> Parts:
+    def parts(self, rule: str, own: dict[str, str], shape: model_shape.Shape) -> Parts:
         """Bytes by part on one device at the moment that needs most."""
         if rule in TRAINED:
             return memory.training(self.training(rule, own, shape))
@@ -98,7 +98,7 @@ class Forecast:
             return self.sampling(own, shape, self.runtime["generate_batch"], self.runtime["vllm_tensor_parallel"])
         return self.scoring(rule, own, shape, self.runtime["score_tokens"])
 
-    def training(self, rule: str, own: dict[str, str], shape: shapes.Shape) -> Training:
+    def training(self, rule: str, own: dict[str, str], shape: model_shape.Shape) -> Training:
         """A training step as the formulas take it."""
         block, needed = self.block(rule, own), cluster.needs(self.config, rule)
         world = cluster.world(self.config, rule)
@@ -123,7 +123,7 @@ class Forecast:
         )
 
     def sampling(
-        self, own: dict[str, str], shape: shapes.Shape, rows: int, parallel: int, tokens: int | None = None
+        self, own: dict[str, str], shape: model_shape.Shape, rows: int, parallel: int, tokens: int | None = None
     ) -> Parts:
         """Bytes by part of sampling with so many responses at once, or with an engine over so many GPUs.
 
@@ -136,13 +136,13 @@ class Forecast:
         scored = (self.runtime["score_tokens"] if tokens is None else tokens) if block["record_logprobs"] else 0
         return memory.sampling(shape, rows, prompt, new, dtype, block["top_p"] < 1, scored, self.gpu)
 
-    def scoring(self, rule: str, own: dict[str, str], shape: shapes.Shape, tokens: int) -> Parts:
+    def scoring(self, rule: str, own: dict[str, str], shape: model_shape.Shape, tokens: int) -> Parts:
         """Bytes by part of scoring batches of so many padded tokens."""
         scalar = rule == "score_rollouts"
         longest, nf4 = self.longest(rule, own), bool(own.get("quantized"))
         return memory.scoring(shape, tokens, longest, self.config["dtype"], scalar, self.gpu, nf4)
 
-    def host(self, rule: str, own: dict[str, str], shape: shapes.Shape, parts: Parts) -> int:
+    def host(self, rule: str, own: dict[str, str], shape: model_shape.Shape, parts: Parts) -> int:
         """Bytes that a job takes on one node.
 
         On the processor that is what its processes compute in. On GPUs every process loads the weights before they go

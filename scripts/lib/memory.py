@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.lib.shapes import Shape
+from scripts.lib.model_shape import Shape
 
 Parts = dict[str, int]
 

@@ -29,8 +29,7 @@ def convert_base(plan: Plan, base: str) -> Config:
     """A base model from a package's file or a local folder."""
     block = plan.config["bases"][base]
     if block["kind"] == "gguf":
-        # `shape` is for the forecast alone.
-        return {**{key: value for key, value in block.items() if key != "shape"}, "dtype": plan.config["dtype"]}
+        return {**block, "dtype": plan.config["dtype"]}
     digests = sources.digest(block["path"], "*", f"bases.{base}.path")
     return {"kind": "folder", "license": block["license"], "files": digests, "dtype": plan.config["dtype"]}
 

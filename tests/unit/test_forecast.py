@@ -9,7 +9,6 @@ from scripts.lib import artifact, cluster, fits, forecast
 from scripts.lib.config import resolve
 from scripts.lib.errors import ConfigError
 from scripts.lib.plan import Plan
-from scripts.lib.settings import of
 from tests.unit.test_config import given
 from tests.unit.test_memory import LLAMA
 
@@ -168,7 +167,7 @@ def made(plan, base, config, **settings):
 
 
 def config_json(sizes):
-    return {fits.shapes.BLOCK_KEYS[key]: value for key, value in sizes.items()}
+    return {fits.model_shape.BLOCK_KEYS[key]: value for key, value in sizes.items()}
 
 
 def test_the_model_that_was_made_tells_its_shape(tmp_path):
@@ -180,7 +179,7 @@ def test_the_model_that_was_made_tells_its_shape(tmp_path):
     assert any("memory not known" in line for line in said.lines([plan.policy("sft/first")]))
     made(plan, "small", config_json(SMALL), kind="gguf", package="there", file="a.gguf")
     said, plan = forecast_of(unsaid)
-    assert said.shape("sft/first") == fits.shapes.of_config(config_json(SMALL))
+    assert said.shape("sft/first") == fits.model_shape.of_config(config_json(SMALL))
     made(plan, "small", config_json(SMALL), kind="gguf", package="there", file="other.gguf")
     assert forecast_of(unsaid)[0].shape("runs/main/iter3") is None  # that is another model's
 
@@ -199,14 +198,7 @@ def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
 def test_a_local_folder_tells_its_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
     said, _ = forecast_of(given(bases__small={"kind": "folder", "path": str(tmp_path)}))
-    assert said.shape("base/small").parameters() == fits.shapes.of_config(config_json(SMALL)).parameters()
-
-
-def test_a_shape_decides_no_result():
-    with_one = Plan(resolve(llama()))
-    without = llama()
-    del without["bases"]["small"]["shape"]
-    assert of(with_one, "convert_base", base="small") == of(Plan(resolve(without)), "convert_base", base="small")
+    assert said.shape("base/small").parameters() == fits.model_shape.of_config(config_json(SMALL)).parameters()
 
 
 # Tokens and time

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from scripts import make_base
-from scripts.lib import memory, shapes, world
+from scripts.lib import memory, model_shape, world
 from scripts.lib.forecast import CONTEXT
 from scripts.lib.memory import Training
 from tests.conftest import ROOT
@@ -38,13 +38,13 @@ COUNTS = {
 
 def shape_of(sizes):
     said = {"head_size": None, "tied": False, **sizes}
-    found = shapes.of_block({"kind": "gguf", "shape": said})
+    found = model_shape.of_block({"kind": "gguf", "shape": said})
     assert found is not None
     return found
 
 
 def config_of(kind, sizes):
-    keys = {name: shapes.BLOCK_KEYS[key] for name, key in zip(sizes, sizes)}
+    keys = {name: model_shape.BLOCK_KEYS[key] for name, key in zip(sizes, sizes)}
     return getattr(transformers, f"{kind}Config")(**{keys[name]: value for name, value in sizes.items()})
 
 
@@ -58,7 +58,7 @@ def test_parameters_are_those_that_transformers_counts(name):
     with torch.device("meta"):
         model = getattr(transformers, f"{kind}ForCausalLM")(config)
         reward = getattr(transformers, f"{kind}ForSequenceClassification")(config_of(kind, {"tied": False, **sizes}))
-    shape = shapes.of_config(json.loads(config.to_json_string()))
+    shape = model_shape.of_config(json.loads(config.to_json_string()))
     assert shape.parameters() == model.num_parameters()
     assert published in (None, shape.parameters())
     reward.score = torch.nn.Linear(sizes["hidden_size"], 1, bias=False, device="meta")
@@ -83,12 +83,12 @@ def test_adapters_are_those_that_peft_adds():
 
 def test_of_a_mixture_of_experts_nothing_is_said():
     config = transformers.MixtralConfig(num_hidden_layers=1)
-    assert shapes.of_config(json.loads(config.to_json_string())) is None
+    assert model_shape.of_config(json.loads(config.to_json_string())) is None
 
 
 def test_the_vocabulary_of_a_world_base_is_that_of_its_tokenizer():
     block = {"kind": "world", "hidden_size": 128, "layers": 2, "heads": 4}
-    assert shapes.of_block(block).vocabulary == len(make_base.make_tokenizer(world.corpus(2000, 2)))
+    assert model_shape.of_block(block).vocabulary == len(make_base.make_tokenizer(world.corpus(2000, 2)))
     assert CONTEXT == make_base.CONTEXT
 
 
@@ -274,7 +274,7 @@ def made(tmp_path_factory, tokenizer, save_model, write):
     from scripts.lib import chat, schemas
 
     folder, drawn = tmp_path_factory.mktemp("made"), random.Random(1)
-    save_model(folder / "big", tokenizer, **{shapes.BLOCK_KEYS[key]: value for key, value in BIG.items()})
+    save_model(folder / "big", tokenizer, **{model_shape.BLOCK_KEYS[key]: value for key, value in BIG.items()})
     save_model(folder / "tiny", tokenizer)
     pairs, conversations, longest = [], [], 0
     for i in range(16):
@@ -297,7 +297,7 @@ def made(tmp_path_factory, tokenizer, save_model, write):
 @pytest.mark.long
 def test_whole_stages_take_what_is_forecast(made):
     folder, longest = made
-    shape = shapes.of_config(json.loads((folder / "big" / "config.json").read_text()))
+    shape = model_shape.of_config(json.loads((folder / "big" / "config.json").read_text()))
     dpo = {**SETTINGS, "beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}
     dpo |= {"start": "a", "reference": "b", "sources": [["pairs", 1.0]]}
     step = Training(shape, 4, longest, "float32", accumulated=True, gpu=False)
