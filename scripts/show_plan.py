@@ -1,4 +1,4 @@
-"""`make plan`: what `snakemake TARGET` would do and why, in a page: jobs, first causes, what is shared, time.
+"""`make plan`: what `snakemake TARGET` would do and why, in a page: jobs, first causes, what is shared, memory, time.
 
 Asks Snakemake itself by a dry run, and explains its answer from the manifests. Takes the target first, then any of
 Snakemake's options (--configfile, --config, …).
@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts.lib import config, explain
 from scripts.lib.errors import ConfigError
+from scripts.lib.forecast import Forecast
 from scripts.lib.plan import Plan
 
 
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\nwhy:", *explain.causes_in_words(explain.causes(plan, jobs)), *overlooked, sep="\n  ")
     if shared := explain.shared(plan, targets, jobs):
         print("\nshared:", *shared, sep="\n  ")
+    if forecast := Forecast(plan).lines(job.artifact for job in jobs):
+        print("\nforecast, of what needs most:", *forecast, sep="\n  ")
     print(f"\n{explain.cost_in_words(explain.cost(plan, targets, jobs), len(jobs))}")
     return 0
 

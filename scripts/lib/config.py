@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from scripts.lib import fits
 from scripts.lib.checks import Checks, Config
 from scripts.lib.digest import ROOT
 from scripts.lib.errors import Complaints, ConfigError
+from scripts.lib.plan import Plan
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: a tenth of a second of every plan
 PRESETS = ROOT / "config" / "presets"
@@ -33,18 +35,20 @@ def resolve(given: Config) -> Config:
     """The whole configuration: `given` over the schema's defaults, numbers typed, references checked.
 
     Raises ConfigError that lists every error with its key, its value, what is allowed, and a hint. References are
-    checked once keys and types are right.
+    checked once keys and types are right, and whether all fits into memory once they are right too.
     """
     found = Complaints()
     given = extended(given, found)
     config: Config = {} if found else _complete(given, schema(), "", found)
     if not found:
         Checks(config, found).everything()
+    if not found:
+        config["results"] = config["results"] or f"results/{config['preset']}"
+        config["run"] = config["run"] or next(iter(config["runs"]))
+        fits.check(Plan(config), found)
     if found:
         count = f"{len(found)} error{'s' * (len(found) > 1)}"
         raise ConfigError(f"config: {count}\n" + "\n".join(f"  - {complaint}" for complaint in found))
-    config["results"] = config["results"] or f"results/{config['preset']}"
-    config["run"] = config["run"] or next(iter(config["runs"]))
     return config
 
 

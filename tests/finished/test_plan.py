@@ -45,7 +45,10 @@ def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
         "  the rest follows from these: 8 jobs",
         "",
     ]
-    assert said[14:] == [
+    forecast = said.index("forecast, of what needs most:")
+    rules = {line.split(":")[0].strip() for line in said[forecast + 1 : -2] if line[2] != " "}
+    assert rules == {"sample_rollouts", "score_rollouts", "score_reference", "train_dpo"}
+    assert [*said[14:forecast], said[-1]] == [
         "shared:",
         "  kept, and also used by offline, offline_1500, raft: base/world, data/demonstrations, sft/tiny,",
         "      data/annotations, data/annotations_heldout, reward/bt",

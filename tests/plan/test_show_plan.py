@@ -1,5 +1,6 @@
 """`make plan` in a checkout in which nothing has been built."""
 
+import re
 import sys
 
 from tests.conftest import ROOT, run
@@ -19,6 +20,19 @@ def test_of_a_fresh_checkout_everything_is_not_made_yet(checkout):
     assert counts == {rule: str(sum(job.split(" ")[0] == rule for job in made)) for rule in counts}
     assert set(counts) == {job.split(" ")[0] for job in made}
     assert said.endswith("\ntime: not known, nothing like it has run here yet\n")
+    _, _, forecast = said.partition("\nforecast, of what needs most:\n")
+    lines = [line for line in forecast.splitlines() if re.match(r"  [a-z]", line)]
+    assert {line.split(":")[0].strip() for line in lines} == {"make_base", "train_sft", "score_reference", "train_dpo"}
+    assert all(re.search(r": [0-9.]+ [MG]iB \(libraries [0-9.]+, activations", line) for line in lines)
+
+
+def test_what_cannot_fit_is_refused_with_what_would_help(checkout, tmp_path):
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text("forecast: {device_memory_gib: 0.75}\n")
+    done = show_plan(checkout, "all", "--configfile", str(overlay), check=False)
+    assert done.returncode == 1
+    assert "runtime.train_micro_batch = 32: train_dpo of runs/main/iter1/policy needs " in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_snakemakes_complaints_and_its_exit_code_are_passed_on(checkout, tmp_path):

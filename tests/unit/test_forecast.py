@@ -1,0 +1,247 @@
+"""Steps of a configuration: what they will take, and those that are refused because they cannot fit."""
+
+import json
+import re
+
+import pytest
+
+from scripts.lib import artifact, cluster, fits, forecast
+from scripts.lib.config import resolve
+from scripts.lib.errors import ConfigError
+from scripts.lib.plan import Plan
+from tests.unit.test_config import given
+from tests.unit.test_memory import LLAMA
+
+LENGTHS = {"max_prompt_tokens": 1024, "max_new_tokens": 1024}
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "layers": 1, "heads": 4, "kv_heads": 2, "vocabulary": 300}
+GATES = "runtime.gradient_checkpointing: true"
+
+
+def llama(**changes):
+    """test_config's configuration on an 8B model, whose every step but those of the changes fits 80 GB."""
+    config = given(bases__small={"kind": "gguf", "package": "there", "file": "a.gguf", "shape": dict(LLAMA)})
+    config |= {"dtype": "bfloat16", "forecast": {"device_memory_gib": 80.0}}
+    config["runs"] = {"main": {**config["runs"]["main"], "dpo": {"max_length": 2048, "batch_size": 128}}}
+    config["samplings"] = {"eight": dict(LENGTHS), "judged": {"k": 2, "record_logprobs": True, **LENGTHS}}
+    config["sft"]["first"] |= {"max_length": 2048}
+    config["rewards"]["bt"] |= {"max_length": 2048}
+    config["runtime"] = {
+        "train_micro_batch": 1,
+        "gradient_checkpointing": True,
+        "score_tokens": 8192,
+        "generate_batch": 16,
+    }
+    spread = {"strategy": "zero3", "gpus": 8}
+    config["resources"] = {"default": {"mem_mb": 500_000}, "train_sft": dict(spread), "train_reward": dict(spread)}
+    config["resources"]["train_dpo"] = dict(spread)
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        block = config
+        for part in parents:
+            block = block.setdefault(part, {})
+        block[last] = value
+    return config
+
+
+def complaints(config):
+    with pytest.raises(ConfigError) as caught:
+        resolve(config)
+    return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
+
+
+def forecast_of(config):
+    plan = Plan(resolve(config))
+    return forecast.Forecast(plan), plan
+
+
+# Refusals
+
+
+def test_eight_gpus_that_share_the_model_fit():
+    resolve(llama())
+    resolve(llama(resources__train_dpo={"strategy": "zero2", "gpus": 8}))
+
+
+def test_without_a_device_nothing_is_refused():
+    resolve(llama(resources={}, forecast={}))
+
+
+def test_full_training_on_one_gpu_is_refused_with_what_would_help():
+    (line,) = complaints(llama(resources__train_dpo={}))
+    text, _, hint = line.partition(". Hint: ")
+    assert text.startswith("resources.train_dpo.strategy = 'data': train_dpo of runs/main/iter1/policy needs ")
+    assert text.endswith(" of 80.0 GiB that there are")
+    total, parts = re.search(r"needs ([0-9.]+) GiB \((.*)\)", text).groups()
+    sizes = {name: float(size) for name, size in (part.split(" ") for part in parts.split(", "))}
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert float(total) == pytest.approx(sum(sizes.values()), abs=0.3)
+    # 8,030,261,248 parameters in float32, and two moments of each.
+    assert (sizes["weights"], sizes["optimizer"]) == (29.9, 59.8)
+    changes = hint.removesuffix(".").split("; or ")
+    assert "resources.train_dpo: {strategy: zero3, gpus: 2}" in changes
+    assert "runs.main.dpo.lora: {r: 16}" in changes
+    assert "runs.main.dpo.lora: {quantization: nf4}" in changes
+    assert not any("max_length" in change or change == GATES for change in changes)  # weights alone are too large
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"resources__train_dpo": {"strategy": "zero3", "gpus": 2}},
+        {"resources__train_dpo": {"strategy": "zero2", "gpus": 4}},
+        {"resources__train_dpo": {}, "runs__main__dpo__lora": {"r": 16}},
+        {"resources__train_dpo": {}, "runs__main__dpo__lora": {"quantization": "nf4"}},
+    ],
+    ids=str,
+)
+def test_what_a_hint_names_does_fit(changed):
+    resolve(llama(**changed))
+
+
+def test_one_process_saves_nothing_by_zero():
+    (line,) = complaints(llama(resources__train_dpo={"strategy": "zero3"}))
+    assert line.startswith("resources.train_dpo.strategy = 'zero3': ")
+
+
+def test_rows_that_are_too_many_are_blamed_on_the_micro_batch():
+    (line,) = [
+        line
+        for line in complaints(llama(runtime__train_micro_batch=16, runtime__gradient_checkpointing=False))
+        if "train_dpo" in line
+    ]
+    assert line.startswith("runtime.train_micro_batch = 16: train_dpo ")
+    smaller = int(re.search(r"runtime.train_micro_batch: ([0-9]+)(?:;|\.$)", line)[1])
+    said, plan = forecast_of(llama(runtime__train_micro_batch=smaller, runtime__gradient_checkpointing=False))
+    room = 80 * 2**30
+    assert sum(said.job(plan.policy("runs/main/iter1")).parts.values()) <= room
+    said, plan = forecast_of(
+        llama(forecast={}, runtime__train_micro_batch=2 * smaller, runtime__gradient_checkpointing=False)
+    )
+    assert sum(said.job(plan.policy("runs/main/iter1")).parts.values()) > room
+
+
+def test_sampling_on_a_small_gpu_is_refused():
+    small = llama(forecast={"device_memory_gib": 16})
+    lines = complaints(small)
+    sampled = [line for line in lines if "sample_rollouts" in line and line.startswith("runtime.generate_batch")]
+    assert sampled
+    assert "engine: vllm with runtime.vllm_tensor_parallel: 2" in sampled[0]
+    for sampling in small["samplings"].values():
+        sampling["engine"] = "vllm"
+    sampled = [line for line in complaints(small) if line.startswith("runtime.vllm_tensor_parallel = 1")]
+    assert len(sampled) == 1
+    assert sampled[0].endswith(" of 14.4 GiB that there are. Hint: runtime.vllm_tensor_parallel: 2.")
+    small["runtime"]["vllm_tensor_parallel"] = 2
+    assert not [line for line in complaints(small) if "sample_rollouts" in line]
+
+
+def test_scoring_is_blamed_on_its_batch():
+    lines = complaints(llama(runtime__score_tokens=400_000))
+    assert {line.split(" = ")[0] for line in lines} == {"runtime.score_tokens"}
+    assert all(re.search(r"Hint: runtime.score_tokens: (200000|100000)\.$", line) for line in lines)
+
+
+def test_a_node_must_hold_what_its_processes_load():
+    lines = complaints(llama(resources__train_dpo={"strategy": "zero3", "gpus": 8, "mem_mb": 100_000}))
+    (line,) = lines
+    needed = int(re.search(r"resources.train_dpo.mem_mb = 100000: .* takes ([0-9]+) MiB of a node", line)[1])
+    assert needed > 8 * 2 * 8_030_261_248 / 2**20
+    resolve(llama(resources__train_dpo={"strategy": "zero3", "gpus": 8, "mem_mb": needed}))
+
+
+def test_a_machine_without_gpus_is_shared_by_its_processes():
+    small = given(bases__small={"kind": "gguf", "package": "there", "file": "a", "shape": dict(SMALL)})
+    small["runtime"] = {"device": "cpu", "train_micro_batch": 1}
+    resolve({**small, "forecast": {"device_memory_gib": 8}})
+    lines = complaints({**small, "forecast": {"device_memory_gib": 8}, "resources": {"train_sft": {"processes": 16}}})
+    assert lines and all("train_sft" in line and "of 512 MiB" in line for line in lines)
+
+
+# Shapes
+
+
+def made(plan, base, config, **settings):
+    folder = plan.base(base)
+    artifact.write_text(forecast.Path(folder) / "config.json", json.dumps(config))
+    artifact.write_json(artifact.manifest_path(forecast.Path(folder)), {"settings": settings})
+
+
+def config_json(sizes):
+    return {fits.model_shape.BLOCK_KEYS[key]: value for key, value in sizes.items()}
+
+
+def test_the_model_that_was_made_tells_its_shape(tmp_path):
+    unsaid = given(
+        bases__small={"kind": "gguf", "package": "there", "file": "a.gguf"}, results=str(tmp_path / "results")
+    )
+    said, plan = forecast_of(unsaid)
+    assert said.job(plan.policy("sft/first")).parts is None
+    assert any("memory not known" in line for line in said.lines([plan.policy("sft/first")]))
+    made(plan, "small", config_json(SMALL), kind="gguf", package="there", file="a.gguf")
+    said, plan = forecast_of(unsaid)
+    assert said.shape("sft/first") == fits.model_shape.of_config(config_json(SMALL))
+    made(plan, "small", config_json(SMALL), kind="gguf", package="there", file="other.gguf")
+    assert forecast_of(unsaid)[0].shape("runs/main/iter3") is None  # that is another model's
+
+
+def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
+    block = {"kind": "gguf", "package": "there", "file": "a.gguf", "shape": {**SMALL, "layers": 7}}
+    config = given(bases__small=block, results=str(tmp_path / "results"))
+    plan = Plan(resolve(config))
+    made(plan, "small", config_json(SMALL), kind="gguf", package="there", file="a.gguf")
+    (line,) = complaints(config)
+    assert line.startswith("bases.small.shape.layers = 7: the model has 1. Hint: ")
+    block["shape"] = dict(SMALL)
+    resolve(config)
+
+
+def test_a_local_folder_tells_its_shape(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
+    said, _ = forecast_of(given(bases__small={"kind": "folder", "path": str(tmp_path)}))
+    assert said.shape("base/small").parameters() == fits.model_shape.of_config(config_json(SMALL)).parameters()
+
+
+# Tokens and time
+
+
+def test_tokens_follow_from_sizes_and_expected_lengths():
+    rates = {"train_tokens_per_second": 1000, "score_tokens_per_second": 5000, "sample_tokens_per_second": 500}
+    config = llama(prompts__asks__size=2500, forecast=rates | {"prompt_tokens": 100, "response_tokens": 200})
+    config["datasets"]["choices"]["size"] = 4000
+    said, plan = forecast_of(config)
+    rollouts = [said.job(path) for path in plan.rollouts("sft/first", "eight", "asks-1")]
+    assert [step.tokens for step in rollouts] == [1000 * 8 * 200, 1000 * 8 * 200, 500 * 8 * 200]
+    assert rollouts[0].seconds == 1_600_000 / 500
+    assert said.job(plan.rewards("sft/first", "eight", "asks-1", "bt")[2]).tokens == 500 * 8 * 300
+    dpo = said.job(plan.policy("runs/main/iter2"))
+    assert dpo.tokens == 2500 * 2 * 300 * 2  # a pair for each prompt, two sides, two epochs
+    assert dpo.seconds == dpo.tokens / 8000  # of eight GPUs
+    assert said.job(plan.reward_model("bt")).tokens == 4000 * 2 * 300
+    reference = said.job(plan.pair_sources("main", 2)[0].reference)
+    assert (reference.tokens, reference.seconds) == (2500 * 2 * 300, 2500 * 2 * 300 / 5000)
+    # Three shards run side by side, iterations one after another.
+    shards = [path for n in (1, 2) for path in plan.rollouts(plan.iteration("main", n - 1), "eight", f"asks-{n}")]
+    text = " ".join(line.strip() for line in said.lines(shards))
+    assert text.endswith(f"; 8M tokens, {forecast.duration(2 * 1_600_000 / 500)}")
+
+
+def test_no_size_and_no_throughput_are_guessed():
+    said, plan = forecast_of(llama())
+    assert said.job(plan.policy("runs/main/iter1")).seconds is None
+    config = llama()
+    config["datasets"]["talks"] = {"kind": "files", "type": "conversations", "path": "nowhere"}
+    said, plan = forecast_of(config)
+    assert said.job(plan.policy("sft/first")).tokens is None
+    assert said.lines([plan.policy("sft/first")])[-1].endswith("tokens not known: a data set without a size")
+
+
+def test_only_steps_that_compute_are_forecast_and_one_line_tells_of_a_rule():
+    said, plan = forecast_of(llama())
+    jobs = plan.artifacts(*plan.asked("all"))
+    text = "\n".join(said.lines(jobs))
+    rules = re.findall(r"^([a-z_]+): ", text, re.MULTILINE)
+    assert len(rules) == len(set(rules))
+    assert set(rules) == {plan.maker(path)[0] for path in jobs} & set(cluster.ON_GPU)
+    assert " of 80.0 GiB (" in text
+    assert "on each of 8 GPUs" in text
+    assert max(map(len, text.splitlines())) <= forecast.WIDTH
