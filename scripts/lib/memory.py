@@ -307,14 +307,19 @@ def sampling(
 VLLM_TOKENS, VLLM_SEQUENCES = 8192, 256
 
 
-def vllm(shape: Shape, length: int, dtype: str, parallel: int) -> Parts:
-    """Bytes that vLLM needs on each of `parallel` GPUs for one sequence of `length` tokens; it takes all it may."""
+def vllm(shape: Shape, length: int, dtype: str, parallel: int, cache_gib: int | None = None) -> Parts:
+    """Bytes that vLLM needs on each of `parallel` GPUs for one sequence of `length` tokens; it takes all it may.
+
+    On the processor its cache is `cache_gib` (`runtime.vllm_cpu_cache_gib`).
+    """
     each = BYTES[dtype]
     width = 3 * shape.intermediate_size // parallel + 4 * shape.hidden_size
     parts = {
-        "libraries": CONTEXT,
+        "libraries": LIBRARIES if cache_gib else CONTEXT,
         "weights": each * shape.parameters() // parallel,
-        "cache": cache_per_token(shape, dtype) * length // min(parallel, shape.kv_heads),
+        "cache": cache_gib * GIB
+        if cache_gib
+        else cache_per_token(shape, dtype) * length // min(parallel, shape.kv_heads),
         "activations": each * VLLM_TOKENS * width,
         "logits": 4 * VLLM_SEQUENCES * shape.vocabulary,
     }
