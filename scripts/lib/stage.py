@@ -34,7 +34,8 @@ class Job:
 
     `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
     `output` is the artifact to write, `work` a folder whose content survives a kill. A stage fills `counts` (rows in,
-    out, dropped and why), `metrics` (headline numbers) and `note` (one line for people).
+    out, dropped and why), `metrics` (headline numbers), `facts` (what may differ between two runs of the same work) and
+    `note` (one line for people). Training curves go into `curves`.
     """
 
     stage: str
@@ -43,8 +44,10 @@ class Job:
     inputs: dict[str, list[Path]]
     output: Path
     work: Path
+    curves: Path = Path("tensorboard")
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def input(self, name: str) -> Path:
@@ -96,8 +99,10 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
         )
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
     root = args.results or args.output.parent
-    folder = root / "work" / artifact.stem(args.output).relative_to(root)
-    job = Job(stage, _json(args.settings, "--settings"), _json(args.runtime, "--runtime"), paths, args.output, folder)
+    tail = artifact.stem(args.output).relative_to(root)
+    folder, curves = root / "work" / tail, root / "logs" / "tensorboard" / tail
+    settings, runtime = _json(args.settings, "--settings"), _json(args.runtime, "--runtime")
+    job = Job(stage, settings, runtime, paths, args.output, folder, curves)
     ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
     if not ranks.first():
         if not ranks.agree(False):
@@ -158,7 +163,7 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
             "gpu_seconds": round(seconds * gpus, 3),
             "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
         }
-    return artifact.volatile() | facts
+    return artifact.volatile() | facts | job.facts
 
 
 def _described(path: Path, root: Path) -> dict[str, str]:

@@ -35,7 +35,7 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
         rows.append(row)
     table = write(folder / "pairs.parquet", rows, "PAIRS")
     reference = folder / "reference.parquet"
-    assert run_stage(score_reference, {"dtype": "float32"}, reference, scorer=policy, pairs=table)[0] == 0
+    assert run_stage(score_reference, {"dtype": "float32", "quantization": None}, reference, scorer=policy, pairs=table)[0] == 0
     dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
     return {
         "sft": (train_sft, TRAINING, {"base": policy, "dataset": conversations}),
