@@ -16,9 +16,7 @@ def run(job: stage.Job) -> None:
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("scorer"))
     kernel = models.attention(job, device)
-    model = models.load_policy(
-        job.input("scorer"), job.settings["dtype"], device, kernel
-    ).eval()
+    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device, kernel).eval()
     sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
     sums = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [

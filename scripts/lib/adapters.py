@@ -57,7 +57,7 @@ def merged(trained: Any, state: dict[str, Any] | None, start: Any) -> Any:
     adapters = get_peft_model_state_dict(trained, state_dict=state, save_embedding_layers=False)
     adapters = {name: weight.to("cpu") for name, weight in adapters.items()}
     whole = get_peft_model(start, trained.peft_config["default"])
-    missed = set_peft_model_state_dict(whole, adapters).unexpected_keys
-    if missed:
+    loaded: Any = set_peft_model_state_dict(whole, adapters)
+    if missed := loaded.unexpected_keys:
         raise InputError(f"adapters that belong nowhere: {missed}\nHint: this is a bug; please report it.")
     return whole.merge_and_unload()

@@ -18,7 +18,7 @@ def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
 
 
 def fine_tune(job: stage.Job, start: Path, tokenizer: Any, rows: list[dict[str, list[int]]], device: Any) -> int:
-    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns the number of rows."""
+    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns how many rows fit."""
     kept, dropped = training.fitting(rows, ("input_ids",), job.settings["max_length"])
     if not kept:
         raise InputError(

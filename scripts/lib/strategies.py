@@ -5,6 +5,7 @@ weights with a float32 copy in the optimizer, where plain data parallelism train
 DeepSpeed is imported by nothing but a step that is asked to use it.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -28,7 +29,12 @@ def config(strategy: str) -> dict[str, Any] | None:
 
 
 def prepare(strategy: str, on_gpu: bool) -> None:
-    """Set the environment that DeepSpeed reads when it is imported. Raises InputError if it is not installed."""
+    """Set the environment that DeepSpeed reads when it is imported, and have it join the processes.
+
+    Raises InputError if it is not installed.
+    """
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # accelerate imports it in any case, and it would warn
     if strategy == "data":
         return
     if importlib.util.find_spec("deepspeed") is None:
@@ -36,8 +42,6 @@ def prepare(strategy: str, on_gpu: bool) -> None:
             f"strategy = {strategy!r}, but deepspeed is not installed.\n"
             "Hint: pip install -r envs/requirements-train.txt, or set `strategy: data` under `resources`."
         )
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     # It compiles an op at first use and looks for ninja on PATH, where an environment that is not activated is not.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if "RANK" not in os.environ:
@@ -47,10 +51,14 @@ def prepare(strategy: str, on_gpu: bool) -> None:
             port = free.getsockname()[1]
         alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in alone.items()})
+    # At once, on the group that there may be: before that, DeepSpeed takes the number of processes for one. Imported by
+    # name, so that its version stands in no digest of code.
+    backend = "nccl" if on_gpu else "gloo"
+    importlib.import_module("deepspeed.comm").init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
 def check(trainer: Any, strategy: str) -> None:
-    """Raise InputError unless the trainer shares the model as asked: launchers have dropped DeepSpeed without a word."""
+    """Raise InputError unless the model is shared as asked: `accelerate launch` can drop DeepSpeed silently."""
     found = trainer.accelerator.distributed_type.value
     if (strategy != "data") != (found == "DEEPSPEED"):
         raise InputError(

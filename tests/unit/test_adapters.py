@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -44,10 +45,6 @@ def changed(before, after, least=1e-5):
     """Names of the tensors that differ between two folders of weights."""
     one, two = (load_file(folder / "model.safetensors") for folder in (before, after))
     return {name for name, value in one.items() if (value - two[name]).abs().max() > least}
-
-
-def matrices(*targets):
-    return {name for name in LINEAR if name in targets}
 
 
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "down_proj"]])
@@ -95,11 +92,8 @@ def test_the_optimizer_holds_states_of_the_adapters_only(tmp_path, run_stage, st
     [(None, "data", "float32"), (LORA, "data", "bfloat16"), (None, "zero3", "bfloat16")],
 )
 def test_weights_that_are_frozen_or_kept_by_deepspeed_are_held_in_16_bits(lora, strategy, dtype):
-    class Job:
-        settings = {"lora": lora, "dtype": "bfloat16"}
-        runtime = {"strategy": strategy}
-
-    assert training.held_in(Job) == dtype
+    job = types.SimpleNamespace(settings={"lora": lora, "dtype": "bfloat16"}, runtime={"strategy": strategy})
+    assert training.held_in(job) == dtype
 
 
 def test_frozen_weights_in_bfloat16_stay_what_they_were(tmp_path, run_stage, steps, trained, policy):
@@ -174,7 +168,9 @@ def test_checkpointed_activations_give_adapters_the_same_gradients(tmp_path, run
 
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "query"]])
 def test_targets_that_the_model_does_not_have_are_named(policy, targets):
-    with pytest.raises(InputError, match=rf"lora.targets names \['{targets[-1]}'\]; the model's linear layers are down"):
+    with pytest.raises(
+        InputError, match=rf"lora.targets names \['{targets[-1]}'\]; the model's linear layers are down"
+    ):
         adapters.config(LORA | {"targets": targets}, models.load_policy(policy, "float32"), "CAUSAL_LM")
 
 
@@ -213,7 +209,9 @@ def staged(module, settings, output, runtime=None, **inputs):
 
 def test_a_missing_bitsandbytes_is_named_with_a_hint(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match=r"bitsandbytes is not installed.\nHint: pip install -r envs/requirements-qlora"):
+    with pytest.raises(
+        InputError, match=r"bitsandbytes is not installed.\nHint: pip install -r envs/requirements-qlora"
+    ):
         models.four_bits("float32")
 
 
@@ -268,7 +266,9 @@ def test_fine_tuning_on_four_bits(tmp_path, steps, wide, name):
 def test_a_killed_step_on_four_bits_goes_on(tmp_path, steps, wide, run_stage):
     _, settings, inputs = steps["dpo"]
     reference = tmp_path / "reference.parquet"
-    done, _ = staged(score_reference, {"dtype": "float32", "quantization": "nf4"}, reference, scorer=wide, pairs=inputs["pairs"])
+    done, _ = staged(
+        score_reference, {"dtype": "float32", "quantization": "nf4"}, reference, scorer=wide, pairs=inputs["pairs"]
+    )
     assert done.returncode == 0
     given = settings | {"lora": LORA | {"quantization": "nf4"}}
     inputs = {"start": wide, "pairs": inputs["pairs"], "reference": [reference]}

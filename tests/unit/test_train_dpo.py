@@ -17,6 +17,7 @@ from scripts.lib.digest import ROOT
 from scripts.lib.errors import InputError
 from scripts.lib.stage import Job
 
+SCORING = {"dtype": "float32", "quantization": None}
 SETTINGS = {
     "learning_rate": 1e-3,
     "beta": 0.1,
@@ -78,7 +79,7 @@ def tables(tmp_path_factory, run_stage, write, pairs, policy, other_policy):
             folder = tmp_path_factory.mktemp("pairs")
             table = write(folder / "pairs.parquet", rows, "PAIRS")
             output = folder / "reference.parquet"
-            code, _ = run_stage(score_reference, {"dtype": "float32", "quantization": None}, output, scorer=scorer, pairs=table)
+            code, _ = run_stage(score_reference, SCORING, output, scorer=scorer, pairs=table)
             assert code == 0
             made[key] = (table, output)
         return made[key]
