@@ -107,6 +107,57 @@ def test_bfloat16_zero_is_as_near_as_its_rounding_and_saves_bfloat16(tmp_path, s
 
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ZERO)
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_adapters_under_zero_are_gathered_and_merged(tmp_path, steps, run_stage, name, strategy):
+    module, settings, inputs = steps[name]
+    lora = {"r": 4, "alpha": 8, "dropout": 0, "targets": ["all-linear"], "quantization": None}
+    settings = settings | {"lora": lora}
+    code, one = run_stage(module, settings, tmp_path / "plain" / "model", {"train_micro_batch": 2}, **inputs)
+    assert code == 0
+    output = tmp_path / "model"
+    done = launched(2, module, settings, inputs, output, {"strategy": strategy, "gradient_checkpointing": True})
+    assert done.returncode == 0, done.stderr[-5000:]
+    made = json.loads(output.with_suffix(".json").read_text())
+    for key in one["metrics"]:
+        assert made["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-4), key
+    for key, value in whole(tmp_path / "plain" / "model").items():
+        torch.testing.assert_close(whole(output)[key], value, atol=1e-4, rtol=1e-3)
+
+
+SPREAD = """
+import json, sys
+from pathlib import Path
+from trl import DPOConfig
+from scripts.lib import models, ranks, training
+from scripts.lib.stage import Job
+
+folder, runtime = Path(sys.argv[1]), json.loads(sys.argv[2])
+ranks.join(False)
+settings = {"batch_size": 4, "epochs": 1, "learning_rate": 1, "schedule": "constant", "warmup_ratio": 0, "seed": 1}
+settings |= {"weight_decay": 0, "adam_beta2": 0.9, "dtype": "float32", "lora": None}
+job = Job("train_dpo", settings, runtime, {}, folder / "out", folder / "work")
+arguments = training.arguments(DPOConfig, job, 8)
+model = models.load_policy(folder, **training.how_loaded(job, models.prepare(runtime)))
+large = [p for p in model.parameters() if p.dim() == 2]
+print("held", sum(p.numel() for p in large), "of", sum(p.ds_numel for p in large))
+ranks.leave()
+"""
+
+
+@pytest.mark.long
+def test_under_zero_3_no_process_holds_the_whole_model_even_while_it_is_loaded(tmp_path, policy):
+    script = tmp_path / "spread.py"
+    script.write_text(SPREAD)
+    runtime = json.dumps(RUNTIME | {"strategy": "zero3", "train_micro_batch": 2})
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*words, str(policy), runtime], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("held 0 of ") == 2, done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ZERO)
 def test_a_zero_step_that_was_killed_goes_on_from_its_checkpoint(tmp_path, steps, plain, strategy):
     module, settings, inputs = steps["dpo"]
     one, folder = plain("dpo")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import time
 import types
@@ -12,6 +13,7 @@ import torch
 
 from scripts import score_logprobs
 from scripts.lib import models, trackers, training
+from scripts.lib.digest import ROOT
 from scripts.lib.errors import InputError
 from scripts.lib.stage import Job
 from tests.unit.steps import STEPS
@@ -167,6 +169,25 @@ def test_a_key_in_the_environment_is_written_nowhere(tmp_path, run_stage, steps,
     assert secret not in shown.out + shown.err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+HEAVY = ("peft", "deepspeed", "bitsandbytes", "tensorboardX", "trl")
+
+
+@pytest.mark.parametrize(
+    "stage", ["score_reference", "score_logprobs", "score_rollouts", "sample_rollouts", "build_pairs"]
+)
+def test_stages_that_do_not_train_import_nothing_of_what_training_needs(stage):
+    lines = [
+        "import importlib, sys",
+        f"importlib.import_module('scripts.{stage}')",
+        "from scripts.lib import chat, models, scoring, engine_transformers",
+        f"print([name for name in {HEAVY} if name in sys.modules])",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 # Activation checkpoints
