@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,6 +171,22 @@ def test_no_reference_model_is_loaded(train, trainers, pairs, tables, monkeypatc
     (trainer,) = trainers
     assert trainer.ref_model is None
     assert len(asked) == len(loaded) == 1
+
+
+def test_the_reference_is_not_rounded_with_the_rest_of_a_batch(monkeypatch):
+    # As transformers does for a model that DeepSpeed trains in bfloat16.
+    def rounded(self, inputs):
+        return {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+
+    monkeypatch.setattr(DPOTrainer, "_prepare_inputs", rounded)
+    trainer = object.__new__(reference.ReferenceDPOTrainer)
+    trainer.args = SimpleNamespace(device=torch.device("cpu"))
+    exact = torch.tensor([-123.4375, -0.001])
+    batch = {"input_ids": torch.tensor([[1]]), "ref_chosen_logps": exact, "ref_rejected_logps": exact, "x": exact}
+    prepared = trainer._prepare_inputs(batch)
+    assert prepared["x"].dtype == torch.bfloat16
+    for side in ("chosen", "rejected"):
+        assert torch.equal(prepared[f"ref_{side}_logps"], exact)
 
 
 def test_the_loss_uses_the_reference_given_and_not_one_of_trls(train, trainers, pairs, other_policy, tables):
