@@ -12,7 +12,8 @@
 #       …/rewards/{reward}/{shard}.parquet                         rewards of these rollouts
 #       …/logprobs/{scorer}/{shard}.parquet                        their log-probabilities under another policy
 #       …/pairs/{reward}/{pairing}.parquet                         preference pairs made from them
-#       …/pairs/{reward}/{pairing}/reference/{scorer}.parquet      reference log-probabilities of the pairs
+#       …/pairs/{reward}/{pairing}/reference/{scorer}.parquet      reference log-probabilities of the pairs; those under
+#                                                                  a scorer in 4 bits in reference/nf4/{scorer}.parquet
 #   {results}/{policy}/eval/{benchmark}.parquet                    evaluation, per response; metrics in .json
 #   {results}/report.html                                          the report
 #   {results}/logs/…, {results}/benchmarks/…                       the same tails

@@ -32,6 +32,12 @@ class Unrecorded:
         return "…"  # all that is recorded of it inside a list
 
 
+def runtime(rule):
+    """Runtime keys of a rule that trains, with how its processes share the model."""
+    own = {"strategy": cluster.needs(PLAN.config, rule)["strategy"]}
+    return Unrecorded(canonical_json({**PLAN.config["runtime"], **own}))
+
+
 RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
 RESULTS = Unrecorded(PLAN.root)
 

@@ -58,14 +58,15 @@ rule score_reference:
         scorer_digests="<results>/{scorer}/policy.sha256",
         pairs="<results>/{tail}.parquet",
     output:
-        table="<results>/{tail}/reference/{scorer}.parquet",
-        manifest="<results>/{tail}/reference/{scorer}.json",
+        table="<results>/{tail}/reference/{quantized}{scorer}.parquet",
+        manifest="<results>/{tail}/reference/{quantized}{scorer}.json",
     log:
-        "<logs>/{tail}/reference/{scorer}.log",
+        "<logs>/{tail}/reference/{quantized}{scorer}.log",
     benchmark:
-        "<benchmarks>/{tail}/reference/{scorer}.tsv"
+        "<benchmarks>/{tail}/reference/{quantized}{scorer}.tsv"
     wildcard_constraints:
         tail=r".+/pairs/[a-z0-9_/]+",
+        quantized=r"(nf4/)?",
     priority: ON_THE_PATH
     conda:
         "../envs/train.yaml"

@@ -42,7 +42,7 @@ rule train_dpo:
         launch=launch("train_dpo"),
         settings=settings("train_dpo"),
         code=code_digest("train_dpo"),
-        runtime=RUNTIME,
+        runtime=runtime("train_dpo"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.train_dpo --settings {params.settings:q} --code {params.code:q}"
@@ -89,7 +89,7 @@ rule train_raft:
         launch=launch("train_raft"),
         settings=settings("train_raft"),
         code=code_digest("train_raft"),
-        runtime=RUNTIME,
+        runtime=runtime("train_raft"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.train_raft --settings {params.settings:q} --code {params.code:q}"

@@ -39,7 +39,7 @@ rule train_reward:
         launch=launch("train_reward"),
         settings=settings("train_reward"),
         code=code_digest("train_reward"),
-        runtime=RUNTIME,
+        runtime=runtime("train_reward"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.train_reward --settings {params.settings:q} --code {params.code:q}"

@@ -36,7 +36,7 @@ rule train_sft:
         launch=launch("train_sft"),
         settings=settings("train_sft"),
         code=code_digest("train_sft"),
-        runtime=RUNTIME,
+        runtime=runtime("train_sft"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.train_sft --settings {params.settings:q} --code {params.code:q}"

@@ -36,7 +36,8 @@ def run(job: stage.Job) -> None:
             "Hint: every prompt was too long, or check_responses of the sampling is 0; raise it."
         )
     tokenizer = models.load_tokenizer(job.input("policy"))
-    model = models.load_policy(job.input("policy"), job.settings["dtype"], device).eval()
+    kernel = models.attention(job, device)
+    model = models.load_policy(job.input("policy"), job.settings["dtype"], device, kernel).eval()
     sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
     scored = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [

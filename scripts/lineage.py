@@ -23,7 +23,7 @@ from scripts.lib.errors import InputError
 POLICY = r"(sft/\w+|runs/\w+/iter\d+)"
 PLACE = re.compile(
     r"base/\w+/model|reward/\w+/model|source/\w+/\w+(-\d+)?/files|prompts/\w+-\d+|report"
-    rf"|data/\w+(/pairs/\w+(/reference/{POLICY})?)?|{POLICY}/(policy|eval/\w+|rollouts/\w+/.+)"
+    rf"|data/\w+(/pairs/\w+(/reference/(nf4/)?{POLICY})?)?|{POLICY}/(policy|eval/\w+|rollouts/\w+/.+)"
 )
 # Settings that decide the result, but that nobody asks for first.
 DETAILS = {

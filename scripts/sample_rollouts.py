@@ -228,13 +228,16 @@ def _stands(table: Path, made_of: dict[str, Any]) -> bool:
 
 def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:
     """The engine named in settings, with the policy's weights."""
+    from scripts.lib import models
+
     if job.settings["engine"] == "vllm":
         from scripts.lib.engine_vllm import VllmEngine
 
         return VllmEngine(job.input("policy"), job.settings, job.runtime, stops, device.type == "cpu")
     from scripts.lib.engine_transformers import TransformersEngine
 
-    return TransformersEngine(job.input("policy"), job.settings, job.runtime, stops, device)
+    kernel = models.attention(job, device)
+    return TransformersEngine(job.input("policy"), job.settings, job.runtime, stops, device, kernel)
 
 
 def row(prompt: Row, k: int, request: Request, response: Response, tokenizer: Any, stops: list[int]) -> Row:

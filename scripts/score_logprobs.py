@@ -15,7 +15,8 @@ def run(job: stage.Job) -> None:
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("scorer"))
-    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device).eval()
+    kernel = models.attention(job, device)
+    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device, kernel).eval()
     sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
     sums = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [

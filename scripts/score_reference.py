@@ -15,7 +15,10 @@ def run(job: stage.Job) -> None:
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("pairs"), schemas.PAIRS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("scorer"))
-    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device).eval()
+    kernel = models.attention(job, device)
+    model = models.load_policy(
+        job.input("scorer"), job.settings["dtype"], device, kernel, job.settings["quantization"]
+    ).eval()
     # Chosen and rejected of a pair are neighbours: sequence 2i is the chosen side of pair i, 2i + 1 the rejected.
     sequences: list[tuple[list[int], list[int]]] = []
     for row in rows:

@@ -16,7 +16,8 @@ def run(job: stage.Job) -> None:
     device = models.prepare(job.runtime)
     rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("model"))
-    model = models.load_reward(job.input("model"), job.settings["dtype"]).to(device).eval()
+    kernel = models.attention(job, device)
+    model = models.load_reward(job.input("model"), job.settings["dtype"], device, kernel).eval()
     messages = {row["prompt_id"]: row["messages"] for row in rows}
     prompts = {key: chat.render(tokenizer, turns, answer_next=True) for key, turns in messages.items()}
     prompt_ids = {key: chat.encode(tokenizer, text) for key, text in prompts.items()}

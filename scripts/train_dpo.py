@@ -1,7 +1,7 @@
 """One DPO step of a run by TRL's DPOTrainer, with reference log-probabilities that were computed beforehand.
 
-No reference model is loaded. Before the first step a gate compares the starting policy with the reference: where
-they are the same weights, every implicit reward must be zero, and the sigmoid loss ln 2.
+No reference model is loaded. Before the first step a gate compares the policy, as it is about to be trained, with the
+reference: where they are the same weights, every implicit reward must be zero, and the sigmoid loss ln 2.
 """
 
 import math
@@ -25,19 +25,16 @@ def run(job: stage.Job) -> None:
     from datasets import Dataset
     from trl import DPOConfig
 
-    from scripts.lib import artifact, models, training
+    from scripts.lib import adapters, artifact, models, training
     from scripts.lib.reference import ReferenceDPOTrainer
 
     settings = job.settings
     device = models.prepare(job.runtime)
     tokenizer = models.load_tokenizer(job.input("start"))
-    model = models.load_policy(job.input("start"), "float32")
     read = load_pairs(job, tokenizer)
     rows, dropped = training.fitting(read, ("prompt_ids", "longer_ids"), settings["max_length"])
     if not rows:
         raise InputError(f"all {len(read)} pairs exceed max_length = {settings['max_length']}.\nHint: raise it.")
-    if settings["start"] == settings["reference"]:
-        gate(model.to(device).eval(), tokenizer, rows[:GATE_PAIRS], settings["dtype"], device)
     columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
     own = {
         "beta": settings["beta"],
@@ -47,18 +44,27 @@ def run(job: stage.Job) -> None:
         "max_length": None,
         "precompute_ref_log_probs": True,
     }
+    arguments = training.arguments(DPOConfig, job, len(rows), **own)
+    model = models.load_policy(job.input("start"), **training.how_loaded(job, device))
     trainer = ReferenceDPOTrainer(
         model=model,
-        args=training.arguments(DPOConfig, job, len(rows), **own),
+        args=arguments,
+        peft_config=adapters.config(settings["lora"], model, "CAUSAL_LM"),
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
         processing_class=tokenizer,
     )
-    job.metrics = training.train(trainer, job, check_first_loss if starts_at_ln2(settings) else None)
+
+    def look(prepared: Any) -> None:
+        gate(prepared, tokenizer, rows[:GATE_PAIRS], settings["dtype"], trainer.args.device)
+
+    first_loss = check_first_loss if starts_at_ln2(settings) else None
+    job.metrics = training.train(trainer, job, first_loss, look if settings["start"] == settings["reference"] else None)
+    trained = training.whole(trainer, lambda: models.load_policy(job.input("start"), settings["dtype"]))
     if not ranks.first():
         return
     job.metrics |= engine_gap(job)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(rows)}
-    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, settings["dtype"]))
     job.note = (
         f"{len(rows)} pairs, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}, "
         f"implicit reward margin {job.metrics.get('rewards/margins', float('nan')):.2f}"
@@ -122,10 +128,12 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
 
     from scripts.lib import models
 
+    pad = tokenizer.pad_token_id or 0
     for side in ("chosen", "rejected"):
-        sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            values = models.token_logprobs(model, sequences, tokenizer.pad_token_id or 0, device)
+            # One by one: sixteen long answers' logits at once take more memory than the training does.
+            sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows]
+            values = [models.token_logprobs(model, [sequence], pad, device)[0] for sequence in sequences]
         for row, value in zip(rows, values):
             difference = abs(value - row[f"ref_{side}_logps"]) / max(1, len(row[f"{side}_ids"]))
             if difference > GATE_TOLERANCE[dtype]:

@@ -29,7 +29,7 @@ def run(job: stage.Job) -> None:
     """Fine-tune a policy on the best responses."""
     from scripts.lib import models, sft
 
-    models.prepare(job.runtime)
+    device = models.prepare(job.runtime)
     responses = joined(job)
     best, none_complete = best_responses(responses)
     if not best:
@@ -38,7 +38,6 @@ def run(job: stage.Job) -> None:
             "Hint: raise max_new_tokens of the sampling."
         )
     tokenizer = models.load_tokenizer(job.input("start"))
-    model = models.load_policy(job.input("start"), "float32")
     rows = [
         sft.row(row["prompt_ids"] + row["token_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["token_ids"]))
         for row in best
@@ -49,7 +48,7 @@ def run(job: stage.Job) -> None:
         "dropped_none_complete": none_complete,
     }
     job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best)), **engine_gap(job)}
-    sft.fine_tune(job, model, tokenizer, rows)
+    sft.fine_tune(job, job.input("start"), tokenizer, rows, device)
     job.note = f"best of K for {len(best)} prompts, mean reward {job.metrics['best_reward']:.3f}"
 
 

@@ -59,17 +59,14 @@ def run(job: stage.Job) -> None:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from scripts.lib import artifact, chat, models, training
+    from scripts.lib import adapters, artifact, chat, models, training
 
     settings = job.settings
     device = models.prepare(job.runtime)
     tokenizer = models.load_tokenizer(job.input("init"))
-    set_seed(settings["seed"])
-    model = models.load_reward(job.input("init"), "float32")
-    if tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer)):
+    padded = tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer))
+    if padded:
         tokenizer.add_special_tokens({"pad_token": PAD})
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
     everything = token_rows(tokenizer, job.input("dataset"))
     rows = fitting(everything, settings["max_length"])
     all_heldout = token_rows(tokenizer, job.input("heldout"))
@@ -80,20 +77,34 @@ def run(job: stage.Job) -> None:
             "Hint: raise it."
         )
     own = {"max_length": None, "center_rewards_coefficient": settings["center_rewards_coefficient"]}
+
+    def load(**how: Any) -> Any:
+        """The init's weights with a random head, by the seed, and a row for the padding token."""
+        set_seed(settings["seed"])
+        model = models.load_reward(job.input("init"), **how)
+        if padded:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model
+
+    arguments = training.arguments(RewardConfig, job, len(rows), **own)
+    model = load(**training.how_loaded(job, device))
     trainer = RewardTrainer(
         model=model,
-        args=training.arguments(RewardConfig, job, len(rows), **own),
+        args=arguments,
+        peft_config=adapters.config(settings["lora"], model, "SEQ_CLS"),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job)
+    trained = training.whole(trainer, lambda: load(dtype=settings["dtype"]))
     if not ranks.first():
         return
-    model.eval()
+    trained.to(device).eval()
     sequences = [row[f"{side}_ids"] for row in heldout for side in SIDES]
     scores = [0.0] * len(sequences)
     for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
-        for i, value in zip(batch, models.rewards(model, tokenizer, [sequences[i] for i in batch], device)):
+        for i, value in zip(batch, models.rewards(trained, tokenizer, [sequences[i] for i in batch], device)):
             scores[i] = value
     job.metrics |= heldout_metrics([scores[2 * i] - scores[2 * i + 1] for i in range(len(heldout))])
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
@@ -106,7 +117,7 @@ def run(job: stage.Job) -> None:
         "heldout_dropped_too_long": len(all_heldout) - len(heldout),
         "heldout_scored": len(heldout),
     }
-    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, settings["dtype"]))
     job.note = f"{len(rows)} pairs, held-out accuracy {job.metrics['heldout_accuracy']:.3f} on {len(heldout)}"
 
 

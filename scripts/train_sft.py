@@ -9,15 +9,14 @@ def run(job: stage.Job) -> None:
     """Fine-tune a base model on one table of conversations."""
     from scripts.lib import chat, models, sft
 
-    models.prepare(job.runtime)
+    device = models.prepare(job.runtime)
     conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("base"))
-    model = models.load_policy(job.input("base"), "float32")
     rows = []
     for conversation in conversations:
         ids, mask = chat.conversation_ids(tokenizer, conversation["messages"])
         rows.append(sft.row(ids, mask))
-    trained = sft.fine_tune(job, model, tokenizer, rows)
+    trained = sft.fine_tune(job, job.input("base"), tokenizer, rows, device)
     job.note = f"{trained} conversations, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}"
 
 

@@ -63,6 +63,7 @@ class Checks:
             for name, entry in self.config[block].items():
                 if "batch_size" in entry:
                     self._batch(f"{block}.{name}", entry["batch_size"], TRAINED_BY[block])
+                self._adapters(f"{block}.{name}", entry.get("lora"), TRAINED_BY[block])
 
     def refer(self, key: str, name: str | None, block: str, **wanted: str) -> Config | None:
         """The entry `name` of a block, or None with a complaint if it is missing or of another kind than wanted."""
@@ -216,6 +217,7 @@ class Checks:
                 self.found.add(f"{key}.{run['method']}.max_length", method["max_length"], text, hint)
         if own is None or own[run["method"]]:
             self._batch(f"{key}.{run['method']}", method["batch_size"], f"train_{run['method']}")
+            self._adapters(f"{key}.{run['method']}", method["lora"], f"train_{run['method']}")
         if own is None or own["dpo"]:
             weights, losses = run["dpo"]["loss_weights"], run["dpo"]["loss"]
             if weights is not None and len(weights) != len(losses):
@@ -240,6 +242,19 @@ class Checks:
             elif rule not in (*cluster.TRAINING, "sample_rollouts") and gpus > 1:
                 text = "this step uses one GPU"
                 self.found.add(f"resources.{rule}.gpus", gpus, text, "ask for one; shards run side by side.")
+            if rule not in cluster.TRAINING and "strategy" in self.config["resources"].get(rule, {}):
+                hint = f"leave it out; {', '.join(cluster.TRAINING)} can share a model."
+                self.found.add(f"resources.{rule}.strategy", needed["strategy"], "this step takes one process", hint)
+
+    def _adapters(self, key: str, lora: Config | None, rule: str) -> None:
+        """DeepSpeed shares out float weights; those in 4 bits stay whole, and every process has to hold them."""
+        strategy = cluster.needs(self.config, rule)["strategy"]
+        if lora and lora["quantization"] and strategy != "data":
+            text, hint = f"excludes strategy {strategy} of {rule}", f"set resources.{rule}.strategy to data."
+            self.found.add(f"{key}.lora.quantization", lora["quantization"], text, hint)
+        if lora and "all-linear" in lora["targets"] and len(lora["targets"]) > 1:
+            text, hint = "all-linear stands for all of them", "name it alone, or name layers."
+            self.found.add(f"{key}.lora.targets", lora["targets"], text, hint)
 
     def _batch(self, key: str, batch: int, rule: str) -> None:
         """Processes and micro-batch must divide every batch: the rest is gradient accumulation."""

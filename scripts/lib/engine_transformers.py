@@ -60,9 +60,10 @@ class TransformersEngine:
         runtime: dict[str, Any],
         stops: list[int],
         device: torch.device,
+        attention: str = "sdpa",
     ) -> None:
         self.tokenizer = models.load_tokenizer(policy)
-        self.model = models.load_policy(policy, settings["dtype"], device).eval()
+        self.model = models.load_policy(policy, settings["dtype"], device, attention).eval()
         self.stops, self.device = stops, device
         self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]

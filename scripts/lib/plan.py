@@ -22,6 +22,16 @@ class PairSource:
     weight: float
 
 
+def _reference(pairs: str, scorer: list[str]) -> tuple[str, dict[str, str]]:
+    """`maker` for the reference pass over a table of pairs, under a policy as it is or, with nf4/, in 4 bits."""
+    quantized = "nf4/" if scorer[0] == "nf4" else ""
+    return "score_reference", {
+        "tail": pairs,
+        "quantized": quantized,
+        "scorer": "/".join(scorer).removeprefix(quantized),
+    }
+
+
 class Plan:
     """All planning questions about one resolved configuration. Paths are strings, as Snakemake takes them."""
 
@@ -172,7 +182,8 @@ class Plan:
 
     def pair_sources(self, name: str, n: int) -> list[PairSource]:
         """What DPO trains on in iteration n: on-policy pairs, then curated ones."""
-        scorer = self.reference(name, n)
+        lora = self.run(name, n)["dpo"]["lora"] or {}
+        scorer = ("nf4/" if lora.get("quantization") == "nf4" else "") + self.reference(name, n)
         tables = [(self.pairs_of(name, i), 1.0) for i in self._trained_on(name, n)]
         for part in self.run(name, n)["mix"]:
             tables.append((f"{self.root}/data/{part['dataset']}/pairs/{part['pairing']}.parquet", part["weight"]))
@@ -268,7 +279,7 @@ class Plan:
             case ["data", dataset, "pairs", pairing]:
                 return "select_pairs", {"dataset": dataset, "pairing": pairing}
             case ["data", _, "pairs", _, "reference", *scorer]:
-                return "score_reference", {"tail": "/".join(parts[:4]), "scorer": "/".join(scorer)}
+                return _reference("/".join(parts[:4]), scorer)
             case ["prompts", prompts]:
                 return "make_prompts", {"prompts": prompts}
             case ["reward", reward, "model"]:
@@ -304,8 +315,7 @@ class Plan:
                     case ["pairs", reward, pairing]:
                         return "build_pairs", {**where, "reward": reward, "pairing": pairing}
                     case ["pairs", _, _, "reference", *scorer]:
-                        pairs = "/".join([policy, *tail[:6]])
-                        return "score_reference", {"tail": pairs, "scorer": "/".join(scorer)}
+                        return _reference("/".join([policy, *tail[:6]]), scorer)
         raise ConfigError(f"{path}: no artifact has this path. Hint: the Snakefile's first lines list all there are.")
 
     def inputs(self, path: str) -> list[str]:

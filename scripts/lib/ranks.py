@@ -5,6 +5,7 @@ The first process holds the step's lock, keeps its books and writes its artifact
 """
 
 import os
+import sys
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, TypeVar
@@ -50,9 +51,10 @@ def join(with_gpus: bool) -> None:
 
 
 def leave() -> None:
-    """End what `join` began."""
-    if count() > 1 and _torch().distributed.is_initialized():
-        _torch().distributed.destroy_process_group()
+    """End what `join` began, or DeepSpeed in a process that is alone."""
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def wait() -> None:

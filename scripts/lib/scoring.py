@@ -1,5 +1,6 @@
 """Scoring many token sequences in batches of similar length: what rewards and log-probabilities share."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,20 @@ def score(job: stage.Job, lengths: list[int], of_batch: Callable[[list[int]], li
     """One number per sequence, in order.
 
     `of_batch` scores the sequences at some indices. A batch holds at most `runtime.score_tokens` padded tokens.
-    Batches that an interrupted step has finished are not scored again.
+    Batches that an interrupted step has finished are not scored again. Tokens and their speed go into the job's facts.
     """
     chunks = Chunks(job.work / "chunks", job.runtime["checkpoint_minutes"])
+    began, scored, tokens, speed = time.monotonic(), 0, 0, 0.0
     for batch in batches_by_length(lengths, job.runtime["score_tokens"]):
         missing = [i for i in batch if i not in chunks.rows]
         if missing:
             chunks.add({i: {"value": value} for i, value in zip(missing, of_batch(missing), strict=True)})
-            stage.progress(f"{len(chunks.rows)}/{len(lengths)} sequences scored")
+            scored, tokens = scored + len(missing), tokens + sum(lengths[i] for i in missing)
+            seconds = max(time.monotonic() - began, 1e-9)
+            speed = tokens / seconds
+            pace = f"{scored / seconds:,.1f} sequences/s  {speed:,.0f} tokens/s"
+            stage.progress(f"{len(chunks.rows)}/{len(lengths)} sequences scored  {pace}")
+    job.facts |= {"tokens": sum(lengths), "tokens_per_second": round(speed, 1)}
     return [chunks.rows[i]["value"] for i in range(len(lengths))]
 
 

@@ -139,9 +139,9 @@ def select_pairs(plan: Plan, pairing: str, **_: str) -> Config:
     return {"size": block["size"], "minimum_margin": block["minimum_margin"]}
 
 
-def score_reference(plan: Plan, **_: str) -> Config:
-    """Reference log-probabilities of pairs."""
-    return {"dtype": plan.config["dtype"]}
+def score_reference(plan: Plan, quantized: str, **_: str) -> Config:
+    """Reference log-probabilities of pairs; a run that trains on 4-bit weights has its reference in 4 bits too."""
+    return {"dtype": plan.config["dtype"], "quantization": "nf4" if quantized else None}
 
 
 def train_dpo(plan: Plan, run: str, n: str) -> Config:

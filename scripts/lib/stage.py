@@ -35,7 +35,8 @@ class Job:
     `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
     `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
     say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
-    (headline numbers) and `note` (one line for people).
+    (headline numbers), `facts` (what may differ between two runs of the same work) and `note` (one line for people).
+    Training curves go into `curves`.
     """
 
     stage: str
@@ -44,9 +45,11 @@ class Job:
     inputs: dict[str, list[Path]]
     output: Path
     work: Path
+    curves: Path = Path("tensorboard")
     made_of: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def input(self, name: str) -> Path:
@@ -99,8 +102,9 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
         )
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
     root = args.results or args.output.parent
-    folder = root / "work" / artifact.stem(args.output).relative_to(root)
-    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder)
+    tail = artifact.stem(args.output).relative_to(root)
+    folder, curves = root / "work" / tail, root / "logs" / "tensorboard" / tail
+    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder, curves)
     ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
     if not ranks.first():
         if not ranks.agree(False):
@@ -162,7 +166,7 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
             "gpu_seconds": round(seconds * gpus, 3),
             "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
         }
-    return artifact.volatile() | facts
+    return artifact.volatile() | facts | job.facts
 
 
 def _described(path: Path, root: Path) -> dict[str, str]:

@@ -6,7 +6,10 @@ or appends anything.
 
 import math
 import os
+import shutil
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +17,7 @@ from datasets import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from scripts.lib import checkpoints, ranks, stage
+from scripts.lib import adapters, artifact, checkpoints, models, ranks, stage, strategies, trackers
 from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -26,6 +29,8 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
 
     `batch_size` is the number of rows in one optimizer step, over all processes; the micro-batch is a runtime key,
     and what is missing is made up for by gradient accumulation. Raises InputError if that does not come out even.
+    Under ZeRO-3 a model that is loaded while these arguments live is shared out over the processes at once, so make
+    them first.
     """
     settings, runtime = job.settings, job.runtime
     micro, accumulated = divided(settings["batch_size"], runtime["train_micro_batch"], ranks.count())
@@ -34,6 +39,8 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
             f"{torch.cuda.device_count()} GPUs are visible to one process; batch_size would be multiplied by that.\n"
             "Hint: make one visible with CUDA_VISIBLE_DEVICES, or launch with torchrun."
         )
+    strategy = job.runtime.get("strategy", "data")
+    strategies.prepare(strategy, ranks.on_gpu(runtime["device"]))
     steps = math.ceil(math.ceil(rows / settings["batch_size"]) * settings["epochs"])
     disable_progress_bars()
     return kind(
@@ -55,7 +62,10 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         logging_steps=max(1, steps // LOGS_PER_RUN),
         logging_first_step=True,
         disable_tqdm=True,
-        report_to="none",
+        report_to=trackers.report_to(job),
+        run_name=artifact.stem(job.output).as_posix(),
+        include_num_input_tokens_seen="non_padding",
+        deepspeed=strategies.config(strategy),
         save_strategy="no",  # scripts/lib/checkpoints.py says when
         save_total_limit=2,
         ddp_find_unused_parameters=False,
@@ -90,13 +100,42 @@ def rows_repeated(rows: int, args: TrainingArguments) -> int:
     return -rows % round_of_all
 
 
+def held_in(job: stage.Job) -> str:
+    """The number format in which a training step loads its weights.
+
+    Plain training of all weights needs float32; frozen weights do not, and DeepSpeed keeps a float32 copy by itself.
+    """
+    spread = job.runtime.get("strategy", "data") != "data"
+    return str(job.settings["dtype"]) if spread or job.settings.get("lora") else "float32"
+
+
+def how_loaded(job: stage.Job, device: torch.device) -> dict[str, Any]:
+    """What a training step's model is loaded with: number format, attention kernel, quantisation and its device."""
+    quantization = (job.settings.get("lora") or {}).get("quantization")
+    own = {"dtype": held_in(job), "attention": models.attention(job, device), "quantization": quantization}
+    return own | ({"device": device} if quantization else {})
+
+
 class Progress(TrainerCallback):
-    """One line per log: step, loss, and what the trainer reports beside them."""
+    """One line per log: step, loss, what the trainer reports beside them, speed, and the time left."""
 
     SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "accuracy", "grad_norm", "learning_rate")
 
     def __init__(self, check_first_loss: Callable[[float], None] | None) -> None:
         self.check_first_loss = check_first_loss
+        self.began, self.steps_before, self.tokens_before = time.monotonic(), 0, 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock; a step that goes on from a checkpoint is timed from there."""
+        self.began = time.monotonic()
+        self.steps_before, self.tokens_before = state.global_step, int(state.num_input_tokens_seen)
+
+    def pace(self, state: TrainerState) -> tuple[float, timedelta]:
+        """(tokens per second over all processes since the clock started, padding not counted; time left)."""
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        steps = max(1, state.global_step - self.steps_before)
+        left = timedelta(seconds=round(seconds / steps * (state.max_steps - state.global_step)))
+        return (state.num_input_tokens_seen - self.tokens_before) / seconds, left
 
     def on_log(
         self,
@@ -111,26 +150,62 @@ class Progress(TrainerCallback):
             self.check_first_loss(float(logs["loss"]))
         shown = [f"{key} {float(logs[key]):.4g}" for key in self.SHOWN if logs and key in logs]
         if shown:
+            speed, left = self.pace(state)
+            shown += [f"{speed:,.0f} tokens/s", f"{left} left"]
             stage.progress(f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown))
 
 
-def train(trainer: Any, job: stage.Job, check_first_loss: Callable[[float], None] | None = None) -> dict[str, float]:
+class Before(TrainerCallback):
+    """Has a stage look at the model as it will be trained, by all processes, before the first step of all."""
+
+    def __init__(self, trainer: Any, look: Callable[[Any], None]) -> None:
+        self.trainer, self.look = trainer, look
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Show the prepared model; what goes on from a checkpoint has been seen before."""
+        if state.global_step == 0:
+            model = self.trainer.model_wrapped
+            model.eval()
+            self.look(model)
+            model.train()
+
+
+def train(
+    trainer: Any,
+    job: stage.Job,
+    check_first_loss: Callable[[float], None] | None = None,
+    look: Callable[[Any], None] | None = None,
+) -> dict[str, float]:
     """Train and return the numbers that a manifest keeps: steps, first and last loss, the last of what was logged.
 
-    Continues from the last whole checkpoint of an interrupted run of the same step.
+    `look` sees the model before the first step. Continues from the last whole checkpoint of an interrupted run of the
+    same step. Tokens trained on and their speed go into the job's facts.
     Raises InputError if the loss stops being a number.
     """
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    trainer.add_callback(Progress(check_first_loss))
+    watch = Progress(check_first_loss)
+    trainer.add_callback(watch)
+    if look:
+        trainer.add_callback(Before(trainer, look))
     trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"]))
     if trainer.accelerator.num_processes != ranks.count():
         raise InputError(
             f"{ranks.count()} processes were started, the trainer knows of {trainer.accelerator.num_processes}: they "
             "would train copies, not one model.\nHint: start the step through scripts/lib/launch.py."
         )
-    folder = job.work / "checkpoints"
-    trainer.train(resume_from_checkpoint=ranks.agree(checkpoints.last_whole(folder) if ranks.first() else None))
+    strategy = job.runtime.get("strategy", "data")
+    strategies.check(trainer, strategy)
+    if getattr(trainer.model, "is_loaded_in_4bit", False):
+        adapters.in_float32(trainer.model)
+    last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints") if ranks.first() else None)
+    if last is None and ranks.first():
+        shutil.rmtree(job.curves, ignore_errors=True)  # of an earlier making of the same artifact
+    trainer.train(resume_from_checkpoint=last)
+    tokens = int(trainer.state.num_input_tokens_seen)
+    job.facts |= {"tokens": tokens, "tokens_per_second": round(watch.pace(trainer.state)[0], 1)}
+    if spread := strategies.config(strategy):
+        job.facts["deepspeed"] = spread
     repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     losses = [float(entry["loss"]) for entry in logs]
@@ -138,6 +213,23 @@ def train(trainer: Any, job: stage.Job, check_first_loss: Callable[[float], None
         raise InputError(f"training diverged: losses {losses}\nHint: lower the learning rate.")
     kept = {key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"}
     return {"steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], **kept, **repeated}
+
+
+def whole(trainer: Any, load: Callable[[], Any]) -> Any:
+    """The trained model, whole and plain, in the first process; None in the others. All must call it together.
+
+    `load` gives the model that training started from, unquantised and on the CPU, for adapters to be merged into.
+    """
+    model, adapted = trainer.model, bool(getattr(trainer.model, "peft_config", None))
+    state = strategies.gathered(trainer, trainable_only=adapted)
+    if not ranks.first():
+        return None
+    strategies.forget()
+    if adapted:
+        return adapters.merged(model, state, load())
+    if state is None:
+        return model
+    return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=model.dtype)
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:

@@ -165,6 +165,9 @@ BY_HELPER = {
     "world": "make_base curate_data make_prompts verify_rollouts",
     "chunks": "sample_rollouts score_rollouts score_logprobs score_reference",
     "scoring": "score_rollouts score_logprobs score_reference",
+    "adapters": "make_base train_sft train_reward train_dpo train_raft",
+    "strategies": "make_base train_sft train_reward train_dpo train_raft",
+    "trackers": "make_base train_sft train_reward train_dpo train_raft",
     "checkpoints": "make_base train_sft train_reward train_dpo train_raft",
     "training": "make_base train_sft train_reward train_dpo train_raft",
     "chat": "make_base train_sft train_reward sample_rollouts score_rollouts score_reference train_dpo",
@@ -189,6 +192,8 @@ TABLE["another vllm"] = Mutation(NOTHING, replace("envs/requirements-rollout.txt
 PINS = "envs/requirements-train.txt"
 for package, rules in {
     "trl": BY_HELPER["training"],
+    "peft": BY_HELPER["adapters"],
+    "deepspeed": "",
     "torch": BY_HELPER["models"],
     "transformers": BY_HELPER["models"],
     "polars": "",
@@ -252,6 +257,9 @@ overlays(
         "runtime.checkpoint_minutes": "runtime: {checkpoint_minutes: 0}",
         "which weights are kept": "runs: {main: {keep: last}}",
         "runtime.gradient_checkpointing": "runtime: {gradient_checkpointing: true}",
+        "runtime.attention": "runtime: {attention: eager}",
+        "runtime.trackers": "runtime: {trackers: [wandb]}",
+        "how processes share a model": "resources: {train_dpo: {strategy: zero3}, default: {strategy: zero2}}",
         "resources of every step": "resources: {default: {mem_mb: 9000, threads: 2, runtime: 9}}",
         "processes of a step": "resources: {train_dpo: {nodes: 2, processes: 4}}",
     },

@@ -72,6 +72,23 @@ def test_two_nodes_trained_one_policy_not_two_copies(built):
         torch.testing.assert_close(left[1], right[1], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_spreads_one_model_over_two_nodes(built, tmp_path, strategy):
+    here, there, _ = built
+    spread = Build(tmp_path / strategy, merge(TWO_NODES, {"resources": {"train_dpo": {"strategy": strategy}}}))
+    shutil.copytree(there.folder / ".snakemake", spread.folder / ".snakemake")
+    shutil.copytree(there.results, spread.results)
+    (spread.results / "runs/main/iter1/policy.json").unlink()
+    code, output = spread.on_slurm("iter1_policy")
+    assert code == 0, output[-6000:]
+    one, two = here.manifest("runs/main/iter1/policy"), spread.manifest("runs/main/iter1/policy")
+    for key in ("steps", "first_loss", "last_loss"):
+        assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-5)
+    run = spread.manifest("runs/main/iter1/policy.run")
+    assert (run["processes"], run["deepspeed"]["zero_optimization"]["stage"]) == (2, int(strategy[-1]))
+
+
 def test_slurm_was_asked_for_what_each_step_needs(built):
     _, _, jobs = built
     assert requests(jobs) == {

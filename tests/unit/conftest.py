@@ -23,6 +23,8 @@ RUNTIME = {
     "score_tokens": 512,
     "checkpoint_minutes": 10,
     "gradient_checkpointing": False,
+    "attention": "auto",
+    "trackers": [],
 }
 QUESTIONS = ("name one color", "say yes", "list three colors please now", "count", "give the good number of the sea")
 

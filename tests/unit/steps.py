@@ -9,6 +9,7 @@ from tests.unit.test_train_reward import separable
 
 TRAINING = {**REWARD, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine"}
 STEPS = 8
+SCORING = {"dtype": "float32", "quantization": None}
 
 
 def conversation(pair):
@@ -35,7 +36,7 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
         rows.append(row)
     table = write(folder / "pairs.parquet", rows, "PAIRS")
     reference = folder / "reference.parquet"
-    assert run_stage(score_reference, {"dtype": "float32"}, reference, scorer=policy, pairs=table)[0] == 0
+    assert run_stage(score_reference, SCORING, reference, scorer=policy, pairs=table)[0] == 0
     dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
     return {
         "sft": (train_sft, TRAINING, {"base": policy, "dataset": conversations}),

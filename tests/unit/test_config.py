@@ -280,6 +280,22 @@ MISTAKES = [
     (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
     (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
     (given(sft__first__batch_size=20), "runtime.train_micro_batch", "does not divide sft.first.batch_size = 20"),
+    # adapters and strategies
+    (
+        given(sft__first__lora={"quantization": "nf4"}, resources={"train_sft": {"strategy": "zero2"}}),
+        "sft.first.lora.quantization",
+        "excludes strategy zero2 of train_sft. Hint: set resources.train_sft.strategy to data",
+    ),
+    (
+        given(runs__main__dpo__lora={"targets": ["all-linear", "q_proj"]}),
+        "runs.main.dpo.lora.targets",
+        "all-linear stands for all of them",
+    ),
+    (
+        given(resources={"score_reference": {"strategy": "zero3"}}),
+        "resources.score_reference.strategy",
+        "this step takes one process",
+    ),
     # keep
     (
         given(runs__main__keep=[1, 7]),

@@ -310,12 +310,30 @@ def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(n
         (
             "data/annotations/pairs/as_given/reference/runs/main/iter1.parquet",
             "score_reference",
-            {"tail": "data/annotations/pairs/as_given", "scorer": "runs/main/iter1"},
+            {"tail": "data/annotations/pairs/as_given", "quantized": "", "scorer": "runs/main/iter1"},
         ),
         (
             "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst/reference/sft/tiny.parquet",
             "score_reference",
-            {"tail": "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst", "scorer": "sft/tiny"},
+            {
+                "tail": "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst",
+                "quantized": "",
+                "scorer": "sft/tiny",
+            },
+        ),
+        (
+            "data/annotations/pairs/as_given/reference/nf4/sft/tiny.parquet",
+            "score_reference",
+            {"tail": "data/annotations/pairs/as_given", "quantized": "nf4/", "scorer": "sft/tiny"},
+        ),
+        (
+            "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst/reference/nf4/sft/tiny.parquet",
+            "score_reference",
+            {
+                "tail": "runs/main/iter1/rollouts/best_of_8/requests-2/pairs/bt/best_worst",
+                "quantized": "nf4/",
+                "scorer": "sft/tiny",
+            },
         ),
         (
             "sft/tiny/rollouts/evaluation/heldout-1/rewards/gold/0.parquet",
@@ -516,14 +534,14 @@ def test_a_setting_changes_jobs_of_these_stages_only(change, expected):
 @pytest.mark.parametrize("key", sorted(TINY["runtime"]))
 def test_a_runtime_key_changes_no_settings(key):
     other = {
-        "attention": "eager",
         "device": "cuda",
         "gradient_checkpointing": True,
         "torch_threads": 3,
-        "trackers": [],
         "train_micro_batch": 16,
         "vllm_memory": 0.5,
         "rollout_python": "/envs/rollout/bin/python",
+        "attention": "eager",
+        "trackers": ["wandb"],
     }
     assert changed(put("runtime", key, other.get(key, 123))) == set()
 

@@ -9,7 +9,7 @@ from transformers import LlamaForSequenceClassification
 from scripts import score_logprobs, score_reference, score_rollouts
 from scripts.lib import chat, models, schemas
 
-SETTINGS = {"dtype": "float32"}
+SETTINGS = {"dtype": "float32", "quantization": None}
 ANSWERS = ("red", "blue and green", "", "one two three four five then no", "yes", "sea sky tree stone")
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lib import config, errors, settings
+from scripts.lib import cluster, config, errors, settings
 from scripts.lib.digest import ROOT
 from scripts.lib.plan import Plan
 
@@ -114,7 +114,7 @@ def test_every_value_in_a_shell_line_is_quoted(name):
 @each_working
 def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
-    assert params.pop("runtime", "RUNTIME") == "RUNTIME"
+    assert params.pop("runtime", "RUNTIME") == (f"runtime('{name}')" if name in cluster.TRAINING else "RUNTIME")
     assert f"launch('{name}'" in params.pop("launch")
     assert params.pop("results") == "RESULTS"
     assert re.match(r"source_files\('(bases|datasets|prompts)', ", params.pop("source", "source_files('bases', "))
@@ -128,7 +128,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
 @each_working
 def test_every_rule_gives_its_script_the_arguments_that_it_declares(name):
     options = re.findall(r" (--[a-z-]+) \{", shell(name))
-    has_runtime = ["--runtime"] if "runtime=RUNTIME" in WORKING[name]["params"] else []
+    has_runtime = ["--runtime"] if "runtime=" in WORKING[name]["params"] else []
     assert options == ["--settings", "--code", *has_runtime, *stage_inputs(name), "--output", "--results"]
 
 
@@ -207,6 +207,13 @@ def test_snakemake_records_settings_and_code_and_not_the_runtime_keys(common):
 def test_the_runtime_keys_are_no_string_but_print_as_json(common):
     assert not isinstance(common.RUNTIME, str)
     assert json.loads(str(common.RUNTIME)) == PLAN.config["runtime"]
+
+
+def test_a_training_rule_is_told_its_own_strategy_and_nobody_records_it(common):
+    told = common.runtime("train_dpo")
+    assert json.loads(str(told)) == PLAN.config["runtime"] | {"strategy": "data"}
+    assert recorded("settings", told) == recorded("settings")
+    assert recorded(told) == []
 
 
 def test_the_runtime_keys_reach_the_shell_quoted(common):

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from scripts.lib.digest import ROOT
 from scripts.lib.errors import InputError
 from scripts.lib.stage import Job
 
+SCORING = {"dtype": "float32", "quantization": None}
 SETTINGS = {
     "learning_rate": 1e-3,
     "beta": 0.1,
@@ -30,6 +32,7 @@ SETTINGS = {
     "weight_decay": 0,
     "adam_beta2": 0.98,
     "max_length": 64,
+    "lora": None,
     "seed": 1,
     "sources": [["pairs.parquet", 1.0]],
     "start": "sft/tiny",
@@ -77,7 +80,7 @@ def tables(tmp_path_factory, run_stage, write, pairs, policy, other_policy):
             folder = tmp_path_factory.mktemp("pairs")
             table = write(folder / "pairs.parquet", rows, "PAIRS")
             output = folder / "reference.parquet"
-            code, _ = run_stage(score_reference, {"dtype": "float32"}, output, scorer=scorer, pairs=table)
+            code, _ = run_stage(score_reference, SCORING, output, scorer=scorer, pairs=table)
             assert code == 0
             made[key] = (table, output)
         return made[key]
@@ -163,11 +166,27 @@ def test_no_reference_model_is_loaded(train, trainers, pairs, tables, monkeypatc
         return load(cls, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(from_pretrained))
-    monkeypatch.setattr(models, "load_policy", lambda *args: asked.append(args) or ask(*args))
+    monkeypatch.setattr(models, "load_policy", lambda *args, **how: asked.append(args) or ask(*args, **how))
     assert train(pairs)[0] == 0
     (trainer,) = trainers
     assert trainer.ref_model is None
     assert len(asked) == len(loaded) == 1
+
+
+def test_the_reference_is_not_rounded_with_the_rest_of_a_batch(monkeypatch):
+    # As transformers does for a model that DeepSpeed trains in bfloat16.
+    def rounded(self, inputs):
+        return {key: value.bfloat16() if value.is_floating_point() else value for key, value in inputs.items()}
+
+    monkeypatch.setattr(DPOTrainer, "_prepare_inputs", rounded)
+    trainer = object.__new__(reference.ReferenceDPOTrainer)
+    trainer.args = SimpleNamespace(device=torch.device("cpu"))
+    exact = torch.tensor([-123.4375, -0.001])
+    batch = {"input_ids": torch.tensor([[1]]), "ref_chosen_logps": exact, "ref_rejected_logps": exact, "x": exact}
+    prepared = trainer._prepare_inputs(batch)
+    assert prepared["x"].dtype == torch.bfloat16
+    for side in ("chosen", "rejected"):
+        assert torch.equal(prepared[f"ref_{side}_logps"], exact)
 
 
 def test_the_loss_uses_the_reference_given_and_not_one_of_trls(train, trainers, pairs, other_policy, tables):
@@ -206,7 +225,7 @@ def test_the_gate_stops_a_step_whose_reference_is_of_other_weights(train, pairs,
     assert error.startswith("train_dpo: gate: ") and "nats per token" in error and "ln 2" in error
     assert "\nHint: the reference file belongs to other weights" in error
     # It stopped before anything was trained, and left nothing.
-    assert not trainers and not folder.exists()
+    assert [trainer.batches for trainer in trainers] == [[]] and not folder.exists()
 
 
 def test_the_gate_lets_another_start_pass_where_it_is_planned(train, pairs, other_policy):

@@ -16,6 +16,7 @@ SETTINGS = {
     "weight_decay": 0,
     "adam_beta2": 0.98,
     "max_length": 64,
+    "lora": None,
     "seed": 1,
     "dtype": "float32",
 }

@@ -1,0 +1,272 @@
+"""What all training steps share: attention kernels, trackers, activation checkpoints, speed and the time left."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+import torch
+
+from scripts import score_logprobs
+from scripts.lib import models, trackers, training
+from scripts.lib.digest import ROOT
+from scripts.lib.errors import InputError
+from scripts.lib.stage import Job
+from tests.unit.steps import STEPS
+from tests.unit.test_resume import OFTEN, die_at
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def a_job(tmp_path, settings=None, **runtime):
+    return Job(
+        "stage", settings or {}, runtime, {}, tmp_path / "model", tmp_path / "work", tmp_path / "curves" / "model"
+    )
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """Pretend that flash-attn is installed, or that it is not: flash(True)."""
+    real = importlib.util.find_spec
+
+    def there(installed):
+        spec = types.SimpleNamespace() if installed else None
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *a: spec if name == "flash_attn" else real(name, *a)
+        )
+
+    return there
+
+
+# Attention
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "dtype", "device", "chosen"),
+    [
+        ("auto", True, "bfloat16", CUDA, "flash_attention_2"),
+        ("auto", False, "bfloat16", CUDA, "sdpa"),
+        ("auto", True, "float32", CUDA, "sdpa"),
+        ("auto", True, "bfloat16", CPU, "sdpa"),
+        ("eager", True, "bfloat16", CUDA, "eager"),
+        ("sdpa", True, "bfloat16", CUDA, "sdpa"),
+        ("flash_attention_2", True, "bfloat16", CUDA, "flash_attention_2"),
+    ],
+)
+def test_the_kernel_is_chosen_by_what_is_installed(tmp_path, flash, asked, installed, dtype, device, chosen):
+    flash(installed)
+    job = a_job(tmp_path, {"dtype": dtype}, attention=asked)
+    assert models.attention(job, device) == chosen
+    assert job.facts == {"attention": chosen}
+
+
+@pytest.mark.parametrize(
+    ("installed", "dtype", "device", "missing"),
+    [
+        (False, "bfloat16", CUDA, "the package flash-attn"),
+        (True, "float32", CUDA, "dtype: bfloat16"),
+        (True, "bfloat16", CPU, "a GPU"),
+    ],
+)
+def test_a_kernel_asked_for_by_name_that_cannot_be_had_is_refused(tmp_path, flash, installed, dtype, device, missing):
+    flash(installed)
+    with pytest.raises(InputError, match=f"flash_attention_2, which needs {missing}.\nHint: "):
+        models.attention(a_job(tmp_path, {"dtype": dtype}, attention="flash_attention_2"), device)
+
+
+def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
+    tmp_path, run_stage, steps, policy, write, rollout, tokenizer, monkeypatch
+):
+    used, load = [], models.load_policy
+
+    def load_policy(*args, **how):
+        model = load(*args, **how)
+        used.append(model.config._attn_implementation)
+        return model
+
+    monkeypatch.setattr(models, "load_policy", load_policy)
+    module, settings, inputs = steps["sft"]
+    assert run_stage(module, settings, tmp_path / "model", {"attention": "eager"}, **inputs)[0] == 0
+    rows = write(tmp_path / "rollouts.parquet", [rollout("count", 0, "one", tokenizer=tokenizer)], "ROLLOUTS")
+    settings, output = {"dtype": "float32"}, tmp_path / "logprobs.parquet"
+    assert run_stage(score_logprobs, settings, output, {"attention": "eager"}, scorer=policy, rollouts=rows)[0] == 0
+    assert used == ["eager", "eager"]
+    for name in ("model", "logprobs"):
+        assert json.loads((tmp_path / f"{name}.run.json").read_text())["attention"] == "eager"
+
+
+# Trackers
+
+
+def curves(folder):
+    """(step, loss) of every event file of a folder, each file apart, in the order in which they were begun."""
+    from tensorboardX.proto import event_pb2
+
+    found = []
+    for file in sorted(folder.iterdir()):
+        points, data = [], file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")  # a record: length, its checksum, the event, its checksum
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            points += [(event.step, value.simple_value) for value in event.summary.value if value.tag == "train/loss"]
+            data = data[16 + length :]
+        found.append(points)
+    return found
+
+
+def test_curves_lie_beneath_the_results_and_go_on_where_a_step_was_killed(tmp_path, run_stage, steps, monkeypatch):
+    module, settings, inputs = steps["dpo"]
+    output, runtime = tmp_path / "model", {**OFTEN, "trackers": ["tensorboard"]}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(patch, 5)
+        run_stage(module, settings, output, runtime, **inputs)
+    time.sleep(1.1)  # event files are named by the second
+    code, manifest = run_stage(module, settings, output, runtime, **inputs)
+    assert code == 0
+    folder = tmp_path / "logs" / "tensorboard" / "model"
+    first, second = curves(folder)
+    assert [step for step, _ in second] == [5, 6, 7, 8]
+    assert [step for step, _ in first][:4] == [1, 2, 3, 4]
+    assert second[-1][1] == pytest.approx(manifest["metrics"]["last_loss"], abs=1e-5)
+    # Made again from the beginning, it has one curve and not two on top of each other.
+    assert run_stage(module, settings | {"seed": 9}, output, runtime, **inputs)[0] == 0
+    (only,) = curves(folder)
+    assert [step for step, _ in only] == list(range(1, STEPS + 1))
+
+
+def test_without_trackers_nothing_is_written_and_nothing_imported(tmp_path, run_stage, steps):
+    module, settings, inputs = steps["sft"]
+    assert run_stage(module, settings, tmp_path / "model", {"trackers": []}, **inputs)[0] == 0
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("name", sorted(trackers.PACKAGES))
+def test_a_tracker_whose_package_is_missing_is_refused_before_training(tmp_path, run_stage, steps, monkeypatch, name):
+    for package in trackers.PACKAGES[name]:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"runtime.trackers names '{name}', but {trackers.PACKAGES[name][0]} is not"):
+        trackers.report_to(a_job(tmp_path, trackers=[name]))
+
+
+def test_only_the_first_process_reports(tmp_path, monkeypatch):
+    job = a_job(tmp_path, trackers=["tensorboard"])
+    assert trackers.report_to(job) == ["tensorboard"]
+    monkeypatch.setenv("RANK", "1")
+    assert trackers.report_to(job) == []
+
+
+def test_a_key_in_the_environment_is_written_nowhere(tmp_path, run_stage, steps, monkeypatch, capfd):
+    secret = "-".join(["key", "that", "nobody", "may", "see"])
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, secret)
+    module, settings, inputs = steps["sft"]
+    assert run_stage(module, settings, tmp_path / "model", {"trackers": ["tensorboard"]}, **inputs)[0] == 0
+    shown = capfd.readouterr()
+    assert secret not in shown.out + shown.err
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+HEAVY = ("peft", "deepspeed", "bitsandbytes", "tensorboardX", "trl")
+
+
+def test_stages_that_do_not_train_import_nothing_of_what_training_needs():
+    code = f"""
+import sys
+from scripts import build_pairs, sample_rollouts, score_logprobs, score_reference, score_rollouts
+from scripts.lib import chat, engine_transformers, models, scoring
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Activation checkpoints
+
+
+def test_checkpointed_activations_are_not_saved_and_change_no_loss(tmp_path, run_stage, steps, monkeypatch):
+    module, settings, inputs = steps["dpo"]
+    saved, real = {}, training.train
+
+    def train(trainer, job, *args):
+        own, step = [], trainer.training_step
+
+        def counted(*given, **named):
+            # What autograd keeps of the forward pass outside a checkpointed layer.
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: own.append(t.numel()) or t, lambda t: t):
+                return step(*given, **named)
+
+        trainer.training_step = counted
+        saved[job.runtime["gradient_checkpointing"]] = own
+        return real(trainer, job, *args)
+
+    monkeypatch.setattr(training, "train", train)
+    losses = {}
+    for on in (False, True):
+        runtime = {"gradient_checkpointing": on}
+        code, manifest = run_stage(module, settings, tmp_path / str(on) / "model", runtime, **inputs)
+        assert code == 0
+        losses[on] = manifest["metrics"]
+    assert losses[True] == pytest.approx(losses[False], abs=1e-6)
+    assert sum(saved[True]) < 0.8 * sum(saved[False])
+
+
+# Speed
+
+
+def test_tokens_are_those_of_the_rows_trained_on_without_padding(tmp_path, run_stage, steps, capsys):
+    from scripts.lib import schemas
+
+    module, settings, inputs = steps["dpo"]
+    runtime = {"train_micro_batch": 2}
+    assert run_stage(module, settings, tmp_path / "model", runtime, **inputs)[0] == 0
+    rows = schemas.read_table(inputs["pairs"][0], schemas.PAIRS).to_dicts()
+    sides = ("chosen_ids", "rejected_ids")
+    epoch = sum(len(row["prompt_ids"]) + len(row[side]) for row in rows for side in sides)
+    run = json.loads((tmp_path / "model.run.json").read_text())
+    assert run["tokens"] == settings["epochs"] * epoch
+    assert run["tokens_per_second"] > 0
+    manifest = (tmp_path / "model.json").read_text()
+    assert "tokens" not in manifest
+    lines = [line for line in capsys.readouterr().err.split("\n") if line.startswith("step ")]
+    assert len(lines) >= STEPS
+    assert all(re.search(r"  [\d,]+ tokens/s  \d+:\d\d:\d\d left$", line) for line in lines)
+    assert lines[-1].endswith("0:00:00 left")
+
+
+def test_tokens_of_a_killed_step_count_once(tmp_path, run_stage, steps, monkeypatch):
+    module, settings, inputs = steps["sft"]
+    assert run_stage(module, settings, tmp_path / "whole" / "model", **inputs)[0] == 0
+    output = tmp_path / "killed" / "model"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        die_at(patch, 6)
+        run_stage(module, settings, output, OFTEN, **inputs)
+    assert run_stage(module, settings, output, OFTEN, **inputs)[0] == 0
+    whole, killed = (json.loads((tmp_path / name / "model.run.json").read_text()) for name in ("whole", "killed"))
+    assert killed["tokens"] == whole["tokens"] > 0
+
+
+def test_the_pace_is_that_since_the_start_or_the_checkpoint(monkeypatch):
+    clock = iter([100.0, 110.0])
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    watch = training.Progress.__new__(training.Progress)
+    state = types.SimpleNamespace(global_step=4, max_steps=20, num_input_tokens_seen=4000)
+    watch.on_train_begin(None, state, None)
+    state.global_step, state.num_input_tokens_seen = 8, 9000
+    speed, left = watch.pace(state)
+    assert speed == 500  # 5000 tokens in 10 seconds
+    assert left.total_seconds() == 30  # 12 steps at 2.5 seconds
+
+
+def test_scoring_says_its_speed(tmp_path, run_stage, policy, write, rollout, tokenizer, capsys):
+    rows = [rollout("count", k, "one two three", tokenizer=tokenizer) for k in range(3)]
+    inputs = {"scorer": policy, "rollouts": write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")}
+    assert run_stage(score_logprobs, {"dtype": "float32"}, tmp_path / "l.parquet", **inputs)[0] == 0
+    assert re.search(r"3/3 sequences scored  [\d,.]+ sequences/s  [\d,]+ tokens/s\n", capsys.readouterr().err)
+    run = json.loads((tmp_path / "l.run.json").read_text())
+    assert run["tokens"] == sum(len(row["prompt_ids"]) + len(row["token_ids"]) for row in rows)
+    assert run["tokens_per_second"] > 0
