@@ -51,11 +51,12 @@ rule convert_base:
         launch=launch("convert_base"),
         settings=settings("convert_base"),
         code=code_digest("convert_base"),
+        runtime=shape,
         source=source_files("bases", "base"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.convert_base --settings {params.settings:q} --code {params.code:q}"
-        " --source {params.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
+        " --runtime {params.runtime:q} --source {params.source:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"
 
 
 # The only steps that use a network are this one and fetch_data; they run where Snakemake does.
@@ -75,7 +76,8 @@ rule fetch_base:
         launch=launch("fetch_base"),
         settings=settings("fetch_base"),
         code=code_digest("fetch_base"),
+        runtime=shape,
         results=RESULTS,
     shell:
         "{params.launch} scripts.fetch_base --settings {params.settings:q} --code {params.code:q}"
-        " --output {output.model:q} --results {params.results:q} 2> {log:q}"
+        " --runtime {params.runtime:q} --output {output.model:q} --results {params.results:q} 2> {log:q}"

@@ -38,6 +38,12 @@ def runtime(rule):
     return Unrecorded(canonical_json({**PLAN.config["runtime"], **own}))
 
 
+def shape(wildcards):
+    """A base's shape: it is held against the model, and correcting it makes nothing again."""
+    said = PLAN.config["bases"][wildcards.base].get("shape")
+    return Unrecorded(canonical_json({"shape": said}))
+
+
 RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
 RESULTS = Unrecorded(PLAN.root)
 

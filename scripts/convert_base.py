@@ -77,7 +77,7 @@ def run(job: stage.Job) -> None:
         folder, gguf = planned_folder(job.inputs["source"], settings["files"]), {}
         job.metrics = {**cards.described(folder, settings["license"])}
     model, tokenizer = load(folder, settings["dtype"], **gguf)
-    shapes.check(settings.get("shape"), model.config.to_dict())
+    shapes.check(job.runtime.get("shape"), model.config.to_dict())
 
     def save(target: Path) -> None:
         from scripts.lib import models

@@ -42,7 +42,7 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def check(folder: Path, settings: dict[str, Any]) -> None:
+def check(folder: Path, settings: dict[str, Any], shape: dict[str, Any] | None) -> None:
     """Raise InputError for a model that needs code of its own, has another shape, or has no chat template."""
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in read(folder, name):
@@ -50,7 +50,7 @@ def check(folder: Path, settings: dict[str, Any]) -> None:
                 f"{name}: has auto_map: the model needs code from its repository, which is never run\n"
                 "Hint: choose a model of an architecture that transformers has."
             )
-    shapes.check(settings["shape"], read(folder, "config.json"))
+    shapes.check(shape, read(folder, "config.json"))
     own = (folder / "chat_template.jinja").is_file() or "chat_template" in read(folder, "tokenizer_config.json")
     if not own and settings["chat_template"] is None:
         raise InputError(
@@ -75,7 +75,7 @@ def run(job: stage.Job) -> None:
     large = weights(files)
     small = [name for name in files if name in OTHERS or name == INDEX or name in cards.names(files)]
     hub.fetch(repository, small, fetched)
-    check(fetched, settings)
+    check(fetched, settings, job.runtime.get("shape"))
     facts = cards.described(fetched, settings["license"])
     wanted = set(read(fetched, INDEX).get("weight_map", {}).values()) or {"model.safetensors"}
     if missing := sorted(wanted - set(large)):

@@ -30,7 +30,7 @@ def convert_base(plan: Plan, base: str) -> Config:
     """A base model from a package's file or a local folder."""
     block = plan.config["bases"][base]
     if block["kind"] == "gguf":
-        return {**block, "dtype": plan.config["dtype"]}
+        return {name: value for name, value in block.items() if name != "shape"} | {"dtype": plan.config["dtype"]}
     digests = sources.digest(block["path"], "*", f"bases.{base}.path")
     return {"kind": "folder", "license": block["license"], "files": digests, "dtype": plan.config["dtype"]}
 
@@ -40,7 +40,8 @@ def fetch_base(plan: Plan, base: str) -> Config:
     block = plan.config["bases"][base]
     own = block["chat_template"]
     template = file_sha256(sources.TEMPLATES / own) if own is not None else None
-    return {name: value for name, value in block.items() if name != "kind"} | {"chat_template_sha256": template}
+    kept = {name: value for name, value in block.items() if name not in ("kind", "shape")}
+    return kept | {"chat_template_sha256": template}
 
 
 def fetch_data(plan: Plan, block: str, source: str) -> Config:

