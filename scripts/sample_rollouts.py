@@ -176,8 +176,9 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
         done = sum(len(shard.chunks.rows) for shard in taken)
         total = sum(len(shard.requests) for shard in taken)
         tokens = sum(len(response.token_ids) for response in found.values())
-        if line := speed.line(tokens, done, total):
+        if line := speed.line(tokens, len(found), total - done):
             stage.progress(f"{done}/{total} responses sampled, {line}")
+    job.facts |= {"tokens": speed.tokens, "tokens_per_second": round(speed.per_second(), 1)}
     for shard in taken[1:]:
         shard.chunks.flush()
     left = len(own.missing())

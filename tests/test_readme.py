@@ -12,6 +12,7 @@ pytestmark = pytest.mark.build
 # What cannot be run inside the suite, and why.
 NOT_RUN = {
     "make demo": "it is what the build fixture did",
+    "make rollout-env": "it has made the environment of the tests of vLLM",
     "make test": "it is this suite",
     "make test-long": "it is this suite and more",
     ". .venv/bin/activate": "the suite's own environment is active",

@@ -53,7 +53,10 @@ def test_a_preset_of_8b_submits_these_jobs_to_slurm(request, preset):
     lines = []
     for rule in sorted({plan.maker(path)[0] for path in plan.artifacts(*plan.asked("all"))} & on_cluster):
         lines.append(f"{rule}:{partition(config, rule)} {' '.join(sbatch(config, rule))}")
-        lines.append(f"    {cluster.launch(config, rule, SITE)}")
+        engine = ("vllm",) if rule == "sample_rollouts" else ()
+        lines.append(
+            f"    {cluster.launch(config, rule, {**SITE, 'rollout_python': '/envs/rollout/bin/python'}, *engine)}"
+        )
     check(request, f"{preset}_slurm", lines)
 
 
