@@ -16,6 +16,14 @@ def pytest_addoption(parser):
     parser.addoption("--build", type=Path, help="--build=FOLDER: a finished build of this checkout, to save making one")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
+def pytest_collection_modifyitems(items):
+    """What two workers must not do at once stays with one: the tests of a file, and all that use the finished build."""
+    for item in items:
+        shared = "build" if item.get_closest_marker("build") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 def run(checkout: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
     """Run a command in a checkout with this environment's programs first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

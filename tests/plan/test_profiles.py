@@ -119,9 +119,10 @@ def test_snakemake_makes_the_environment_and_the_stage_runs_in_it(filled, conda)
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_the_environment_for_conda_has_the_pins_of_the_other_one():
-    listed = yaml.safe_load((ROOT / "envs" / "train.yaml").read_text())["dependencies"][-1]["pip"]
-    lines = (ROOT / "envs" / "requirements-train.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["train", "rollout"])
+def test_the_environments_for_conda_have_the_pins_of_the_others(name):
+    listed = yaml.safe_load((ROOT / "envs" / f"{name}.yaml").read_text())["dependencies"][-1]["pip"]
+    lines = (ROOT / "envs" / f"requirements-{name}.txt").read_text().splitlines()
     assert listed == [line for line in lines if line and not line.startswith("#")]
 
 
