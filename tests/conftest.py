@@ -16,12 +16,16 @@ def pytest_addoption(parser):
     parser.addoption("--build", type=Path, help="--build=FOLDER: a finished build of this checkout, to save making one")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items):
-    """What two workers must not do at once stays with one: the tests of a file, and all that use the finished build."""
-    for item in items:
-        shared = "build" if item.get_closest_marker("build") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(shared))
+def pytest_xdist_make_scheduler(config, log):
+    """Two workers: tests of one file stay with one of them, and so do all those that use the finished build."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "build" if file.startswith(("tests/finished/", "tests/test_readme.py")) else file
+
+    return Scheduling(config, log)
 
 
 def run(checkout: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
