@@ -4,6 +4,8 @@ VENV := .venv
 ROLLOUT := .venv-rollout
 PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
+# GPU=1 or GPU=0 installs for a machine of that kind; otherwise the machine at hand decides.
+export GPU
 TARGET ?= all
 REPORT := results/tiny/report.html
 

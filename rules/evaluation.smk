@@ -18,6 +18,10 @@ rule evaluate:
         sft_rewards=lambda wildcards: PLAN.evaluation_parts(
             wildcards.policy, wildcards.benchmark
         )["sft_rewards"],
+        # The KL compares the engine's log-probabilities with the trainer's: where they differ, it must not be told.
+        engine_checks=lambda wildcards: PLAN.evaluation_parts(
+            wildcards.policy, wildcards.benchmark
+        )["engine_checks"],
     output:
         table="<results>/{policy}/eval/{benchmark}.parquet",
         manifest="<results>/{policy}/eval/{benchmark}.json",
@@ -34,7 +38,7 @@ rule evaluate:
     shell:
         "{params.launch} scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
         " --rollouts {input.rollouts:q} --rewards {input.rewards:q} --logprobs {input.logprobs:q}"
-        " --sft-rewards {input.sft_rewards:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
+        " --sft-rewards {input.sft_rewards:q} --engine-checks {input.engine_checks:q} --output {output.table:q} --results {params.results:q} 2> {log:q}"
 
 
 rule build_report:

@@ -4,7 +4,8 @@ Greedy and sampled responses are summarised apart ("greedy" is temperature 0, "s
 labeller: mean reward and win rate against the SFT policy's responses to the same prompts; a win rate compares every
 sampled response with every one of the SFT policy's, ties count half. KL to the SFT policy is the mean over sampled
 responses of log π − log π_SFT, in nats per response; it is estimated at the sampling's own temperature only if that
-is 1, since other temperatures draw from another distribution.
+is 1, since other temperatures draw from another distribution. Where vLLM has sampled, log π is its own; the check of
+the engine is an input, so that no KL is told of an engine that sees another model.
 """
 
 import sys
@@ -114,7 +115,9 @@ def summary(rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("evaluate", run, ("rollouts*", "rewards*", "logprobs*", "sft-rewards*"), argv)
+    return stage.execute(
+        "evaluate", run, ("rollouts*", "rewards*", "logprobs*", "sft-rewards*", "engine-checks*"), argv
+    )
 
 
 if __name__ == "__main__":

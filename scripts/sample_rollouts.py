@@ -12,7 +12,7 @@ responses in their own steps' work folders, where these find them.
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,13 +58,17 @@ class Engine(Protocol):
 
 @dataclass
 class Shard:
-    """A shard that an engine works on: a prompt and a k for each request, and the responses that are there."""
+    """A shard that an engine works on: a prompt and a k for each request, and the responses that are there.
+
+    `held` keeps the lock of another step's shard.
+    """
 
     about: list[tuple[Row, int]]
     requests: list[Request]
     chunks: Chunks
     prompts: int
     long_prompts: int
+    held: ExitStack = field(default_factory=ExitStack)
 
     def missing(self) -> list[int]:
         """Indices of the requests without a response."""
@@ -128,12 +132,14 @@ def run(job: stage.Job) -> None:
     minutes = job.runtime["checkpoint_minutes"]
     own = shard_of(job.settings, everything, tokenizer, job.work, minutes, table)
     if own.missing():
-        with ExitStack() as held:
-            others = (
-                shard_of(settings, everything, tokenizer, folder, minutes, table)
-                for settings, folder in free_shards(job, len(everything), held)
-            )
-            sample(job, load_engine(job, device, stops), own, others)
+
+        def others() -> Iterator[Shard]:
+            for settings, folder, held in free_shards(job, len(everything)):
+                shard = shard_of(settings, everything, tokenizer, folder, minutes, table)
+                shard.held = held
+                yield shard
+
+        sample(job, load_engine(job, device, stops), own, others())
     responses = [Response(**own.chunks.rows[i]) for i in range(len(own.requests))]
     rows = [
         row(prompt, k, request, response, tokenizer, stops)
@@ -156,7 +162,10 @@ def run(job: stage.Job) -> None:
 
 
 def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) -> None:
-    """Draw what is missing of a shard, then of others while there are some; each response goes to its own shard."""
+    """Draw what is missing of a shard, then of others while there are some; each response goes to its own shard.
+
+    Another step's shard is given back as soon as it is whole: that step may be waiting for it.
+    """
     places: list[tuple[Shard, int]] = []
     taken = [own]
 
@@ -173,14 +182,15 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
             own_rows = {places[at][1]: asdict(r) for at, r in found.items() if places[at][0] is shard}
             if own_rows:
                 shard.chunks.add(own_rows)
+            if own_rows and shard is not own and not shard.missing():
+                shard.chunks.flush()
+                shard.held.close()
         done = sum(len(shard.chunks.rows) for shard in taken)
         total = sum(len(shard.requests) for shard in taken)
         tokens = sum(len(response.token_ids) for response in found.values())
         if line := speed.line(tokens, len(found), total - done):
             stage.progress(f"{done}/{total} responses sampled, {line}")
     job.facts |= {"tokens": speed.tokens, "tokens_per_second": round(speed.per_second(), 1)}
-    for shard in taken[1:]:
-        shard.chunks.flush()
     left = len(own.missing())
     if left:
         raise RuntimeError(f"the engine left {left} of {len(own.requests)} requests without a response")
@@ -193,10 +203,10 @@ def _missing(shard: Shard, places: list[tuple[Shard, int]]) -> Iterator[Request]
         yield shard.requests[i]
 
 
-def free_shards(job: stage.Job, prompts: int, held: ExitStack) -> Iterator[tuple[dict[str, Any], Path]]:
-    """(settings, work folder) of shards after this one that are neither made nor being made, each held until the end.
+def free_shards(job: stage.Job, prompts: int) -> Iterator[tuple[dict[str, Any], Path, ExitStack]]:
+    """(settings, work folder, lock) of shards after this one that are neither made nor being made.
 
-    Looked up when the engine is about to run dry: by then the steps that started beside this one hold theirs.
+    Looked up when this one's last requests have begun: by then the steps that started beside it hold theirs.
     """
     wanted = job.runtime["shards_per_engine"] - 1 if job.settings["engine"] == "vllm" else 0
     if not wanted:
@@ -209,22 +219,25 @@ def free_shards(job: stage.Job, prompts: int, held: ExitStack) -> Iterator[tuple
             return
         settings = {**job.settings, "first": first, "prompts": min(size, prompts - first)}
         made_of = {**job.made_of, "settings": settings}
-        if _stands(job.output.with_name(f"{place}.parquet"), made_of):
+        folder, held = job.work.with_name(str(place)), ExitStack()
+        if not held.enter_context(work.borrowed(folder)):
             continue
-        folder = job.work.with_name(str(place))
-        if held.enter_context(work.borrowed(folder)):
-            work.claim(folder, made_of)
-            wanted -= 1
-            yield settings, folder
+        if _stands(job.output.with_name(f"{place}.parquet"), made_of):
+            work.clear(folder)
+            held.close()
+            continue
+        work.claim(folder, made_of)
+        wanted -= 1
+        yield settings, folder, held
 
 
 def _stands(table: Path, made_of: dict[str, Any]) -> bool:
-    """Whether a shard is there, of the same settings and inputs: nobody will ask for it again."""
+    """Whether a shard is there, made of exactly this: nobody will ask for it again."""
     try:
         manifest = artifact.read_json(artifact.manifest_path(table))
     except InputError:
         return False
-    return table.exists() and all(manifest.get(key) == made_of[key] for key in ("settings", "inputs"))
+    return table.exists() and all(manifest.get(key) == value for key, value in made_of.items())
 
 
 def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:

@@ -111,7 +111,8 @@ def conversation_ids(tokenizer: Any, messages: Messages) -> tuple[list[int], lis
 
 def without_special(tokenizer: Any, text: str) -> str:
     """A policy's words without any special token's name spelled out in them, which would be read as that token."""
-    while found := [token for token in tokenizer.all_special_tokens if token in text]:
+    special = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    while found := [token for token in special if token in text]:
         text = text.replace(max(found, key=len), "")
     return text
 
@@ -124,8 +125,10 @@ def response_text(tokenizer: Any, token_ids: list[int], stops: list[int]) -> str
 
 @cache
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of a tokenizer's special tokens; it would list them anew each time."""
-    return frozenset(tokenizer.all_special_ids)
+    """The ids of a tokenizer's special tokens, with those that have no role, such as Llama 3's headers."""
+    return frozenset({i for i, token in tokenizer.added_tokens_decoder.items() if token.special}) | frozenset(
+        tokenizer.all_special_ids
+    )
 
 
 def trainable(tokenizer: Any, token_ids: list[int], stops: list[int]) -> bool:

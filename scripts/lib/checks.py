@@ -239,6 +239,10 @@ class Checks:
             if rule in cluster.TRAINING and gpus and processes != gpus:
                 text, hint = f"is not its {gpus} GPUs on a node", "leave `processes` out: one for each GPU."
                 self.found.add(f"resources.{rule}.processes", processes, text, hint)
+            elif rule == "sample_rollouts" and gpus not in (0, self.config["runtime"]["vllm_tensor_parallel"]):
+                spread = self.config["runtime"]["vllm_tensor_parallel"]
+                text = f"an engine spreads over runtime.vllm_tensor_parallel = {spread}"
+                self.found.add(f"resources.{rule}.gpus", gpus, text, "leave it out; shards run side by side.")
             elif rule not in (*cluster.TRAINING, "sample_rollouts") and gpus > 1:
                 text = "this step uses one GPU"
                 self.found.add(f"resources.{rule}.gpus", gpus, text, "ask for one; shards run side by side.")

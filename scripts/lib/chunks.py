@@ -45,5 +45,5 @@ class Chunks:
         """Write what is only in memory so far."""
         if self._unwritten:
             with artifact.written_beside(self.folder / f"{len(self.rows):010}.parquet") as temporary:
-                pl.DataFrame(self._unwritten).write_parquet(temporary)
+                pl.DataFrame(self._unwritten, infer_schema_length=None).write_parquet(temporary)
         self._unwritten, self._written = [], time.monotonic()

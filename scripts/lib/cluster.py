@@ -38,7 +38,7 @@ SITE_KEYS = {
     "max_runtime": "the longest time limit of your partitions, minutes; null: no limit.",
     "scratch": "a folder that every node has, for temporary files and caches; null leaves TMPDIR as it is.",
     "train_python": "the interpreter of the training environment; null takes `python` on PATH.",
-    "rollout_python": "the interpreter of the environment with vLLM; null takes the training environment's.",
+    "rollout_python": "the interpreter with vLLM; null: runtime.rollout_python, or what `make rollout-env` has made.",
 }
 
 

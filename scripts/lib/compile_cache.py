@@ -51,3 +51,4 @@ def first_compiles(architecture: Path, arguments: dict[str, Any], version: str) 
         else:
             yield
             done.touch()
+            fcntl.flock(held, fcntl.LOCK_UN)  # at once, whatever processes the engine has started with this file open

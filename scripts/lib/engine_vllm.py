@@ -1,8 +1,9 @@
 """Generation by vLLM: token ids in, token ids out, so that no second BOS can slip in.
 
 Requests are fed as the engine finds room, so one engine can go on from shard to shard without running dry, and each
-response is handed back as soon as it has ended. A response depends on its own seed only: which others are in flight
-changes at most the last digits of its log-probability.
+response is handed back as soon as it has ended. Each is drawn with its own seed. On the processor, which others are in
+flight changes no token (tests/unit/test_vllm.py); on a GPU it changes the last digits of logits, and so, now and then,
+a draw, unless VLLM_BATCH_INVARIANT=1 is set where the GPU has such kernels.
 """
 
 import os
@@ -17,10 +18,12 @@ from scripts.sample_rollouts import Request, Response
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # the log, not the terminal
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # torch may have touched the GPU already
+    # In this process the engine dies with the step. In one of its own it would outlive a kill and keep the GPU's
+    # memory, while the GPU's slot and the step's lock are free.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of several GPUs; torch has touched the first one already
 }
 CPU_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process the engine starts in seconds
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # steps that run side by side would all be bound to the same cores
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
@@ -57,17 +60,18 @@ class VllmEngine:
                 f"engine vllm: {error}\nHint: `make rollout-env` makes the environment, `runtime.rollout_python` names "
                 "another; or set engine: transformers."
             ) from error
+        _check_platform(on_cpu)
         try:
             # Several engines that compile the same thing at once would write over each other's cache.
             with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__):
                 self.llm = vllm.LLM(**own)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the second from the workers of several GPUs
             raise InputError(
                 f"engine vllm does not take this sampling: {error}\nHint: max_prompt_tokens, max_new_tokens, "
                 "runtime.vllm_memory and runtime.vllm_tensor_parallel decide."
             ) from error
-        # Twice what runs at once: the waiting line never empties while there are requests.
-        self.window = 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
+        # A quarter more than runs at once: as good as never does the waiting line empty while there are requests.
+        self.window = 5 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs) // 4
 
     def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
         """Responses by the position of their request, those of one step at a time; see Engine."""
@@ -114,11 +118,26 @@ class VllmEngine:
                 f"{request.prompt_ids}.\nHint: another release of vllm may treat prompts otherwise; use the pinned one."
             )
         completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"engine vllm ended a response with {completion.finish_reason!r}")
         ids = list(completion.token_ids)
         total = None
         if request.logprob:
             total = sum(step[token].logprob for token, step in zip(ids, completion.logprobs, strict=True))
         return Response(ids, "stop" if ids and ids[-1] in self.stops else "length", total)
+
+
+def _check_platform(on_cpu: bool) -> None:
+    """Raise InputError if this vLLM computes elsewhere than `runtime.device` says: on cores, say, while a GPU idles."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() != on_cpu:
+        where = ("a GPU", "the processor") if on_cpu else ("the processor", "a GPU")
+        raise InputError(
+            f"engine vllm is installed for {where[0]}, the step is to run on {where[1]}.\n"
+            "Hint: `make rollout-env` takes the kind of the machine it runs on, GPU=1 or GPU=0 says it; or set "
+            "runtime.device."
+        )
 
 
 def _prepare_cpu(runtime: dict[str, Any], longest: int) -> dict[str, Any]:

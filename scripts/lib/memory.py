@@ -303,8 +303,9 @@ def sampling(
     return largest(moments)
 
 
-# What vLLM sets aside is not less than this: tokens of one pass and sequences whose logits are float32 (its defaults).
-VLLM_TOKENS, VLLM_SEQUENCES = 8192, 256
+# What vLLM sets aside is not less than this: tokens of one pass and sequences whose logits are float32 (its defaults on
+# a GPU of H100's class; on smaller ones 8192 and 256).
+VLLM_TOKENS, VLLM_SEQUENCES = 16384, 1024
 
 
 def vllm(shape: Shape, length: int, dtype: str, parallel: int, cache_gib: int | None = None) -> Parts:

@@ -383,6 +383,7 @@ class Plan:
             "rewards": [path for reward in block["rewards"] for path in self.rewards(policy, *where, reward)],
         }
         own = policy == sft
+        parts["engine_checks"] = self.engine_check(policy, *where)
         parts["logprobs"] = [] if own else self.logprobs(policy, *where, sft)
         parts["sft_rewards"] = [] if own else [p for r in block["rewards"] for p in self.rewards(sft, *where, r)]
         return parts
@@ -412,6 +413,8 @@ class Plan:
         models = [path for name in self.config["rewards"] if name in used for path in self.labeller(name)]
         steps = [(name, n) for name, run in self.config["runs"].items() for n in range(1, run["iterations"] + 1)]
         checks = [table for name, n in steps for table in self.engine_checks(name, n)]
+        where = [(block["sampling"], f"{block['prompts']}-1") for block in self.config["evaluation"].values()]
+        checks += [table for policy in self.policies() for at in where for table in self.engine_check(policy, *at)]
         return [*self.evaluations(), *dict.fromkeys(pairs), *dict.fromkeys(checks), *models]
 
     def report_manifests(self) -> list[str]:

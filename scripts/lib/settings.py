@@ -104,8 +104,9 @@ def sample_rollouts(plan: Plan, policy: str, sampling: str, prompts: str, shard:
     # The rows, not the block's size: another size that leaves a shard its rows samples nothing again.
     first = int(shard) * block["shard_prompts"]
     rows = {"first": first, "prompts": min(block["shard_prompts"], block["size"] - first)}
-    # The trainer's own library is held against nothing.
-    without = ["check_responses"] if plan.engine(sampling) == "transformers" else []
+    # The trainer's own library is held against nothing, and where all log-probabilities are kept no number counts.
+    needless = plan.engine(sampling) == "transformers" or plan.config["samplings"][sampling]["record_logprobs"]
+    without = ["check_responses"] if needless else []
     return {**_seeded(plan, plan.config["samplings"][sampling], *without), **rows, "dtype": plan.config["dtype"]}
 
 

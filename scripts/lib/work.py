@@ -94,7 +94,7 @@ def _acquire(descriptor: int, path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = path.read_text().strip() or "another process"
-        progress(f"{holder} is still making this, left by an earlier build; waiting for it to end")
+        progress(f"{holder} is making this, left by an earlier build or for several shards; waiting for it")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return 1
     return 0
@@ -131,12 +131,18 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the folder of a step that is done, and the empty folders above it, up to the results."""
-    shutil.rmtree(folder)
-    for parent in folder.parents:
+    """Remove the folder of a step that is done, and the empty folders above it, up to the results.
+
+    What cannot go yet stays, empty: NFS keeps a lock file that is open, and another engine may just have looked in.
+    """
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / LOCK).unlink()
+    for place in (folder, *folder.parents):
         try:
-            parent.rmdir()
+            place.rmdir()
         except OSError:  # not empty
             return
-        if parent.name == "work":
+        if place.name == "work":
             return

@@ -316,3 +316,19 @@ def test_ids_that_are_no_whole_characters_are_not_trainable_and_other_splits_are
     assert chat.trainable(tokenizer, apart, [])
     assert chat.split_otherwise(tokenizer, apart, [])
     assert not chat.split_otherwise(tokenizer, [vocabulary["ab"]], [])
+
+
+def test_special_tokens_without_a_role_are_special_too(tokenizer):
+    from copy import deepcopy
+
+    from tokenizers import AddedToken
+
+    headed = deepcopy(tokenizer)
+    headed.add_tokens([AddedToken("<|header|>", special=True)])
+    header = headed.convert_tokens_to_ids("<|header|>")
+    assert header not in headed.all_special_ids
+    ids = chat.completion_ids(headed, [{"role": "user", "content": "count"}], "one two")
+    stops = chat.stop_ids(headed)
+    assert chat.trainable(headed, ids, stops)
+    assert not chat.trainable(headed, [header, *ids], stops)
+    assert chat.without_special(headed, "one<|header|> two") == "one two"

@@ -150,6 +150,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_q
     [
         ({"train_dpo": {"gpus": 4, "processes": 1}}, "resources.train_dpo.processes = 1: is not its 4 GPUs on a node"),
         ({"train_sft": {"gpus": 1, "processes": 2}}, "resources.train_sft.processes = 2: is not its 1 GPUs"),
+        ({"sample_rollouts": {"gpus": 2}}, "resources.sample_rollouts.gpus = 2: an engine spreads over runtime.vllm"),
         ({"score_rollouts": {"gpus": 2}}, "resources.score_rollouts.gpus = 2: this step uses one GPU"),
     ],
 )

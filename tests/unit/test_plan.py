@@ -742,3 +742,24 @@ def test_weights_are_the_closure_with_the_folder_itself():
     assert p.target("weights", 2) == [*p.target("policy", 2), p.policy("runs/main/iter2")]
     with pytest.raises(ConfigError, match="there is no iteration 4"):
         p.target("weights", 4)
+
+
+def test_an_engine_that_is_not_the_trainers_is_checked_before_training_and_evaluation():
+    sampled = put("samplings", "best_of_8", "engine", "vllm")
+    checked = plan(sampled)
+    assert checked.engine_checks("main", 2) == [
+        "results/tiny/runs/main/iter1/rollouts/best_of_8/requests-2/engine.parquet"
+    ]
+    assert checked.engine_checks("main", 2)[0] in checked.inputs("results/tiny/runs/main/iter2/policy")
+    assert checked.engine_checks("raft", 1)[0] in checked.inputs("results/tiny/runs/raft/iter1/policy")
+    assert checked.engine_checks("offline", 1) == []
+    assert checked.maker(checked.engine_checks("main", 1)[0])[0] == "check_engine"
+    evaluated = plan(put("samplings", "evaluation", "engine", "vllm"))
+    check = "results/tiny/runs/main/iter3/rollouts/evaluation/heldout-1/engine.parquet"
+    assert check in evaluated.inputs("results/tiny/runs/main/iter3/eval/heldout.parquet")
+    assert evaluated.engine_checks("main", 1) == []
+
+
+def test_how_many_responses_are_checked_is_no_setting_where_it_changes_nothing():
+    for name in ("best_of_8", "evaluation"):
+        assert changed(put("samplings", name, "check_responses", 7)) == set()

@@ -161,3 +161,13 @@ def test_chunks_are_written_when_it_is_time(tmp_path):
     chunks.add({1: {"value": 2.0}})
     (file,) = tmp_path.iterdir()
     assert pl.read_parquet(file).to_dicts() == [{"index": 0, "value": 1.0}, {"index": 1, "value": 2.0}]
+
+
+def test_many_rows_without_a_value_before_one_that_has_it_are_kept(tmp_path):
+    from scripts.lib.chunks import Chunks
+
+    rows = {i: {"token_ids": [i], "logprob": None if i < 150 else -1.5} for i in range(160)}
+    kept = Chunks(tmp_path, 10)
+    kept.add(rows)
+    kept.flush()
+    assert Chunks(tmp_path, 10).rows == rows

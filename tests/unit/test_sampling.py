@@ -329,15 +329,15 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_runtime(sample):
 class FakeVllm:
     """Modules `vllm`, …: a response is the prompt's last but one id, then `finish`; the last one asked ends first."""
 
-    def __init__(self, finish, swallow=False):
-        self.finish, self.swallow = finish, swallow
+    def __init__(self, finish, swallow=False, on_cpu=True, reason=None):
+        self.finish, self.swallow, self.on_cpu, self.reason = finish, swallow, on_cpu, reason
         self.engine, self.prompts, self.parameters, self.most = None, [], [], 0
         fake, waiting = self, []
 
         class LLM:
             def __init__(self, **given):
                 fake.engine = given
-                limits = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=2))
+                limits = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=4))
                 self.llm_engine = types.SimpleNamespace(add_request=add, step=step, vllm_config=limits)
 
         def add(name, prompt, parameters):
@@ -350,7 +350,9 @@ class FakeVllm:
             name, prompt = waiting.pop()
             return [fake.answer(name, prompt)]
 
-        self.modules = {name: types.ModuleType(name) for name in ("vllm", "vllm.inputs", "vllm.sampling_params")}
+        names = ("vllm", "vllm.inputs", "vllm.sampling_params", "vllm.platforms")
+        self.modules = {name: types.ModuleType(name) for name in names}
+        self.modules["vllm.platforms"].current_platform = types.SimpleNamespace(is_cpu=lambda: self.on_cpu)
         self.modules["vllm"].LLM, self.modules["vllm"].__version__ = LLM, "0"
         self.modules["vllm"].SamplingParams = lambda **given: types.SimpleNamespace(**given)
         self.modules["vllm.sampling_params"].RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final")
@@ -365,7 +367,8 @@ class FakeVllm:
             for place, token in enumerate(ids)
         ]
         read = [7, *prompt["prompt_token_ids"]] if self.swallow else prompt["prompt_token_ids"]
-        outputs = [types.SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs)]
+        reason = self.reason or ("stop" if self.finish[i % 2] else "length")
+        outputs = [types.SimpleNamespace(token_ids=tuple(ids), logprobs=logprobs, finish_reason=reason)]
         return types.SimpleNamespace(request_id=name, finished=True, prompt_token_ids=read, outputs=outputs)
 
 
@@ -410,7 +413,7 @@ def test_vllm_gets_token_ids_and_one_seed_per_request(sample, fake_vllm, stops, 
 def test_vllm_is_fed_as_it_finds_room(sample, fake_vllm, stops):
     fake = fake_vllm(finish=[stops[0], stops[1]])
     _, rows, _, _ = sample(engine="vllm", k=4)
-    assert (len(fake.prompts), fake.most) == (20, 4)  # twice the two that it runs at once
+    assert (len(fake.prompts), fake.most) == (20, 5)  # a quarter more than the four that it runs at once
     # Either stop token ends a response.
     assert {row["finish_reason"] for row in rows} == {"stop"}
 
@@ -429,6 +432,18 @@ def test_a_prompt_that_gains_a_token_inside_the_engine_is_refused(sample, fake_v
     fake_vllm(finish=[stops[0], stops[0]], swallow=True)
     assert sample(engine="vllm", k=2)[0] == 2
     assert "not the prompt that it was given" in capsys.readouterr().out
+
+
+def test_a_response_that_the_engine_gave_up_is_no_response(sample, fake_vllm, stops, capsys):
+    fake_vllm(finish=[stops[0], stops[0]], reason="abort")
+    assert sample(engine="vllm", k=2)[0] == 1
+    assert "ended a response with 'abort'" in capsys.readouterr().err
+
+
+def test_an_engine_for_another_kind_of_machine_is_refused(sample, fake_vllm, stops, capsys):
+    fake_vllm(finish=[stops[0], stops[0]], on_cpu=False)
+    assert sample(engine="vllm", k=2)[0] == 2
+    assert "installed for a GPU, the step is to run on the processor" in capsys.readouterr().out
 
 
 def test_without_vllm_the_error_says_how_to_get_it(sample, monkeypatch, capsys):

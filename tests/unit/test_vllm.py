@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from scripts import check_engine
-from scripts.lib import schemas
+from scripts.lib import engine_vllm, schemas
 from scripts.lib.cluster import ROLLOUT_PYTHON
 from scripts.lib.seeds import derive_seed
 from tests.conftest import ROOT
@@ -83,6 +83,13 @@ def shards(world):
     second = sample(world, "shards/1.parquet", 2, 2, {"shards_per_engine": 2})
     third = sample(world, "shards/2.parquet", 4, 1)
     return killed, kept, first, second, third
+
+
+def test_the_variables_that_steer_it_are_those_that_it_reads():
+    names = {*engine_vllm.ENVIRONMENT, *engine_vllm.CPU_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE", "VLLM_CACHE_ROOT"}
+    code = f"import vllm.envs; print(sorted({names!r} - set(vllm.envs.environment_variables)))"
+    done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def drawn(rows):

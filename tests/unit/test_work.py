@@ -183,3 +183,16 @@ def test_a_work_folder_is_borrowed_only_while_nobody_holds_it_and_what_is_put_th
         with work.borrowed(folder) as while_made:
             assert not while_made
     assert not folder.exists()
+
+
+def test_a_lock_file_that_cannot_go_leaves_the_folder(tmp_path, monkeypatch):
+    def busy(path):
+        if path.name == "x":
+            raise OSError(39, "Directory not empty")
+        real(path)
+
+    real = Path.rmdir
+    monkeypatch.setattr(Path, "rmdir", busy)
+    with work.locked(tmp_path / "work" / "x"):
+        (tmp_path / "work" / "x" / "rows").write_text("1")
+    assert list((tmp_path / "work" / "x").iterdir()) == []
