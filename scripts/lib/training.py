@@ -196,7 +196,7 @@ def train(
         )
     strategy = job.runtime.get("strategy", "data")
     strategies.check(trainer, strategy)
-    if getattr(trainer.model, "is_loaded_in_4bit", False):
+    if strategy == "data" and getattr(trainer.model, "peft_config", None):
         adapters.in_float32(trainer.model)
     last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints") if ranks.first() else None)
     if last is None and ranks.first():
