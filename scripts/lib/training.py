@@ -188,17 +188,18 @@ def train(
     trainer.add_callback(watch)
     if look:
         trainer.add_callback(Before(trainer, look))
-    trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"]))
+    strategy = job.runtime.get("strategy", "data")
+    shared = checkpoints.sharing(strategy)
+    trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"], shared))
     if trainer.accelerator.num_processes != ranks.count():
         raise InputError(
             f"{ranks.count()} processes were started, the trainer knows of {trainer.accelerator.num_processes}: they "
             "would train copies, not one model.\nHint: start the step through scripts/lib/launch.py."
         )
-    strategy = job.runtime.get("strategy", "data")
     strategies.check(trainer, strategy)
     if strategy == "data" and getattr(trainer.model, "peft_config", None):
         adapters.in_float32(trainer.model)
-    last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints") if ranks.first() else None)
+    last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints", shared) if ranks.first() else None)
     if last is None and ranks.first():
         shutil.rmtree(job.curves, ignore_errors=True)  # of an earlier making of the same artifact
     trainer.train(resume_from_checkpoint=last)
@@ -229,7 +230,10 @@ def whole(trainer: Any, load: Callable[[], Any]) -> Any:
         return adapters.merged(model, state, load())
     if state is None:
         return model
-    return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=model.dtype)
+    found = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=model.dtype)
+    if model.can_generate():
+        found.generation_config = model.generation_config  # from no folder it has none of its own
+    return found
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:
