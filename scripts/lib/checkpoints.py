@@ -19,7 +19,7 @@ WHOLE = "whole"
 
 
 def sharing(strategy: str) -> dict[str, Any]:
-    """How a step shares its model. A checkpoint has a file for each process, and goes on only where this is the same."""
+    """How a step shares its model; a checkpoint has files of each process, and goes on only where this is the same."""
     return {"strategy": strategy, "processes": ranks.count()}
 
 

@@ -161,7 +161,7 @@ def rewards(
 ) -> list[float]:
     """The reward of each whole conversation, one batch, right-padded.
 
-    The head is applied in float32 whatever the model's format: bfloat16 has 8 bits, so that answers would share a reward.
+    The head is applied in float32 whatever the model's format: in bfloat16, of 8 bits, answers would share one.
     """
     padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt").to(device)
 

@@ -156,9 +156,12 @@ class Progress(TrainerCallback):
 
 
 class Before(TrainerCallback):
-    """Has a stage look at the model as it will be trained, by all processes, before the first step of all."""
+    """Has a stage look at the model as it will be trained, by all processes, before the first step of all.
 
-    def __init__(self, trainer: Any, look: Callable[[Any], None]) -> None:
+    The numbers that it gives become the log's first entry, which checkpoints keep.
+    """
+
+    def __init__(self, trainer: Any, look: Callable[[Any], dict[str, float]]) -> None:
         self.trainer, self.look = trainer, look
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -166,7 +169,7 @@ class Before(TrainerCallback):
         if state.global_step == 0:
             model = self.trainer.model_wrapped
             model.eval()
-            self.look(model)
+            state.log_history.append({"step": 0, **self.look(model)})
             model.train()
 
 
@@ -174,12 +177,12 @@ def train(
     trainer: Any,
     job: stage.Job,
     check_first_loss: Callable[[float], None] | None = None,
-    look: Callable[[Any], None] | None = None,
+    look: Callable[[Any], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train and return the numbers that a manifest keeps: steps, first and last loss, the last of what was logged.
 
-    `look` sees the model before the first step. Continues from the last whole checkpoint of an interrupted run of the
-    same step. Tokens trained on and their speed go into the job's facts.
+    `look` sees the model before the first step and gives more such numbers. Continues from the last whole checkpoint of
+    an interrupted run of the same step. Tokens trained on and their speed go into the job's facts.
     Raises InputError if the loss stops being a number.
     """
     for printer in (PrinterCallback, ProgressCallback):
@@ -209,11 +212,20 @@ def train(
         job.facts["deepspeed"] = spread
     repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    first = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
+    seen = {key: float(value) for key, value in first.items() if key != "step"}
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):
         raise InputError(f"training diverged: losses {losses}\nHint: lower the learning rate.")
     kept = {key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"}
-    return {"steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], **kept, **repeated}
+    return {
+        "steps": trainer.state.global_step,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **seen,
+        **kept,
+        **repeated,
+    }
 
 
 def whole(trainer: Any, load: Callable[[], Any]) -> Any:

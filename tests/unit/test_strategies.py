@@ -119,7 +119,9 @@ def test_bfloat16_zero_is_as_near_as_its_rounding_and_saves_bfloat16(tmp_path, s
     site.mkdir()
     (site / "sitecustomize.py").write_text(ACCUMULATED)
     path = os.pathsep.join([str(site), str(ROOT)])
-    done = launched(2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"strategy": strategy}, PYTHONPATH=path)
+    done = launched(
+        2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"strategy": strategy}, PYTHONPATH=path
+    )
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.count("accumulates in torch.float32") == 2
     made = json.loads(output.with_suffix(".json").read_text())
