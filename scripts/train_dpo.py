@@ -3,8 +3,8 @@
 No reference model is loaded. Before the first step a gate compares the policy, as it is about to be trained, with the
 reference: where they are the same weights, every implicit reward must be zero, and the sigmoid loss ln 2, up to
 rounding. In bfloat16 that is not the same for both: the reference was computed with bfloat16 weights, while a policy of
-which all is trained without DeepSpeed has float32 weights under autocast. How far they were apart stands in the manifest
-as `gate_gap`.
+which all is trained without DeepSpeed has float32 weights under autocast. How far they were apart stands in the
+manifest as `gate_gap`.
 """
 
 import math
@@ -21,8 +21,9 @@ from scripts.lib.seeds import derive_seed
 GATE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 GATE_PAIRS = 16
 # Largest signed mean of it over the tokens of all these answers of one side, or three standard deviations of that mean
-# where they are few. Rounding has both signs, other weights have not: of random Llamas of 2 to 12 layers, bfloat16 weights
-# against autocast, the mean over 32 answers of 30 tokens was at most 9e-4, where single answers were up to 2e-2 apart.
+# where they are few. Rounding has both signs, other weights have not: of random Llamas of 2 to 12 layers, bfloat16
+# weights against autocast, the mean over 32 answers of 30 tokens was at most 9e-4, where single answers were up to 2e-2
+# apart.
 GATE_MEAN = {"float32": 1e-4, "bfloat16": 5e-3}
 LN2_TOLERANCE = 1e-3
 OTHERWISE = (
@@ -131,7 +132,7 @@ def load_pairs(job: stage.Job, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, device: Any) -> float:
-    """Mean |policy − reference| of the log-probabilities of pairs, in nats per token, for a start that is its reference.
+    """Mean |policy − reference| log-probability of pairs, in nats per token, for a start that is its reference.
 
     Both come from the same weights, so the implicit rewards must vanish up to rounding and the first sigmoid loss be
     ln 2. Raises InputError where one answer is further apart than rounding explains, or where the tokens of a side
