@@ -169,7 +169,7 @@ def rewards(
         bias = None if head.bias is None else head.bias.float()
         return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
 
-    hook = model.score.register_forward_hook(in_float32)
+    hook = model.get_submodule("score").register_forward_hook(in_float32)
     try:
         with torch.no_grad():
             scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]

@@ -63,6 +63,7 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         logging_first_step=True,
         disable_tqdm=True,
         report_to=trackers.report_to(job),
+        project=trackers.PROJECT,
         run_name=artifact.stem(job.output).as_posix(),
         include_num_input_tokens_seen="non_padding",
         deepspeed=strategies.config(strategy),
@@ -212,7 +213,7 @@ def train(
         job.facts["deepspeed"] = spread
     repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    first = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
+    first: dict[str, Any] = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
     seen = {key: float(value) for key, value in first.items() if key != "step"}
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):
