@@ -41,7 +41,10 @@ def config(lora: dict[str, Any] | None, model: Any, task: str) -> Any:
 
 
 def in_float32(model: Any) -> None:
-    """Keep trained weights in float32: TRL rounds those on a quantised model to bfloat16, where small steps vanish."""
+    """Keep trained weights in float32: in bfloat16 small steps vanish.
+
+    peft raises its adapters only, not the head, and TRL rounds those on a quantised model to bfloat16.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

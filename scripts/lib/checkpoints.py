@@ -14,15 +14,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from scripts.lib import artifact, ranks
 from scripts.lib.progress import progress
 
-# Written last, after every other file of a checkpoint is on disk.
+# Written last, after every other file of a checkpoint is on disk; says how the model was shared.
 WHOLE = "whole"
 
 
-class Keeper(TrainerCallback):
-    """Has the trainer save a checkpoint every so many minutes, and marks it when it is whole."""
+def sharing(strategy: str) -> dict[str, Any]:
+    """How a step shares its model; a checkpoint has files of each process, and goes on only where this is the same."""
+    return {"strategy": strategy, "processes": ranks.count()}
 
-    def __init__(self, minutes: float) -> None:
-        self.seconds = 60 * minutes
+
+class Keeper(TrainerCallback):
+    """Has the trainer save a checkpoint every so many minutes, and marks it with its sharing when it is whole."""
+
+    def __init__(self, minutes: float, shared: dict[str, Any]) -> None:
+        self.seconds, self.shared = 60 * minutes, shared
         self.saved = time.monotonic()
 
     def on_step_end(
@@ -45,16 +50,25 @@ class Keeper(TrainerCallback):
             descriptor = os.open(file, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        artifact.write_text(folder / WHOLE, "")
+        artifact.write_json(folder / WHOLE, self.shared)
 
 
-def last_whole(folder: Path) -> str | None:
-    """The newest whole checkpoint in a folder, if there is one; halves are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    whole = [path for path in found if (path / WHOLE).exists()]
-    for path in set(found) - set(whole):
+def last_whole(folder: Path, shared: dict[str, Any]) -> str | None:
+    """The newest whole checkpoint in a folder that was shared like this, if there is one; all others are removed."""
+    kept = []
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])):
+        found = artifact.read_json(path / WHOLE) if (path / WHOLE).exists() else None
+        if found == shared:
+            kept.append(path)
+            continue
+        if found is not None:
+            progress(f"{path}: saved under {_in_words(found)}, this step runs under {_in_words(shared)}; thrown away")
         shutil.rmtree(path)
-    if not whole:
+    if not kept:
         return None
-    progress(f"continuing from {whole[-1]}")
-    return str(whole[-1])
+    progress(f"continuing from {kept[-1]}")
+    return str(kept[-1])
+
+
+def _in_words(shared: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in shared.items())

@@ -106,7 +106,8 @@ def static(step: Training) -> Parts:
     """Bytes of weights, gradients and optimizer states on one device, and of what stands beside them all the time.
 
     AdamW keeps two float32 moments. DeepSpeed keeps float32 weights too and spreads them (Rajbhandari et al. 2020,
-    arXiv:1910.02054, section 3.1): ZeRO-2 gradients and optimizer states, ZeRO-3 weights as well.
+    arXiv:1910.02054, section 3.1): ZeRO-2 gradients and optimizer states, ZeRO-3 weights as well. Gradients are added
+    up in float32 (config/deepspeed).
     """
     trainable, n, each = step.trainable, step.processes, BYTES[step.dtype]
     if step.strategy == "data":
@@ -121,7 +122,7 @@ def static(step: Training) -> Parts:
     gathered = min(whole, GATHERED * each) if zero3 else 0
     return {
         "weights": whole // n if zero3 else whole,
-        "gradients": each * trainable // n,
+        "gradients": 4 * trainable // n,
         "optimizer": 12 * trainable // n,
         "copies": each * min(trainable, step.shape.hidden_size**2) + gathered,  # transformers' "auto" for the bucket
     }

@@ -159,10 +159,22 @@ def token_logprobs(
 def rewards(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: list[list[int]], device: torch.device
 ) -> list[float]:
-    """The reward of each whole conversation, one batch, right-padded."""
+    """The reward of each whole conversation, one batch, right-padded.
+
+    The head is applied in float32 whatever the model's format: in bfloat16, of 8 bits, answers would share one.
+    """
     padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt").to(device)
-    with torch.no_grad():
-        scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
+
+    def in_float32(head: Any, given: Any, _: Any) -> torch.Tensor:
+        bias = None if head.bias is None else head.bias.float()
+        return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
+
+    hook = model.get_submodule("score").register_forward_hook(in_float32)
+    try:
+        with torch.no_grad():
+            scores = model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits[:, 0]
+    finally:
+        hook.remove()
     return scores.double().tolist()
 
 

@@ -36,7 +36,7 @@ class Job:
     `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
     say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
     (headline numbers), `facts` (what may differ between two runs of the same work) and `note` (one line for people).
-    Training curves go into `curves`.
+    Training curves go into `curves`, what other trackers write beneath `logs`.
     """
 
     stage: str
@@ -46,6 +46,7 @@ class Job:
     output: Path
     work: Path
     curves: Path = Path("tensorboard")
+    logs: Path = Path("logs")
     made_of: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -103,8 +104,9 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
     root = args.results or args.output.parent
     tail = artifact.stem(args.output).relative_to(root)
-    folder, curves = root / "work" / tail, root / "logs" / "tensorboard" / tail
-    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder, curves)
+    folder, logs = root / "work" / tail, root / "logs"
+    curves = logs / "tensorboard" / tail
+    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder, curves, logs)
     ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
     if not ranks.first():
         if not ranks.agree(False):

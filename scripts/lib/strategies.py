@@ -1,7 +1,9 @@
 """How a training step's processes share the model: each holds all of it, or DeepSpeed's ZeRO spreads it over them.
 
-A strategy is a runtime matter, since only the last digits of a result depend on it. With bfloat16, ZeRO trains bfloat16
-weights with a float32 copy in the optimizer, where plain data parallelism trains float32 weights under autocast.
+A strategy is a runtime matter: in float32 only the last digits of a result depend on it. In bfloat16 what is rounded
+differs: ZeRO computes with bfloat16 weights, averages gradients over processes in bfloat16, adds them up in float32,
+and steps on a float32 copy in the optimizer; plain data parallelism trains float32 weights under autocast. Results are
+then as near as bfloat16 lets them be.
 DeepSpeed is imported by nothing but a step that is asked to use it.
 """
 

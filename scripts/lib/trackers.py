@@ -1,6 +1,7 @@
 """Where training curves go: TensorBoard's files beneath the results, or a service by name.
 
-Secrets stay in the environment, where each service looks for them. Only the first process speaks.
+Where the environment names no place and no project, they are a folder beneath {results}/logs and `ouroboros`. Secrets
+stay in the environment, where each service looks for them. Only the first process speaks.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ PACKAGES = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
 }
+PROJECT = "ouroboros"  # trackio's comes by an argument (scripts/lib/training.py)
 
 
 def report_to(job: stage.Job) -> list[str]:
@@ -32,7 +34,19 @@ def report_to(job: stage.Job) -> list[str]:
             )
     if not ranks.first():
         return []
+    for name in asked:
+        folder = (job.logs / name).absolute()
+        own = {
+            "tensorboard": {},
+            "wandb": {"WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT},
+            "mlflow": {
+                "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+                "MLFLOW_EXPERIMENT_NAME": PROJECT,
+            },
+            "trackio": {"TRACKIO_DIR": str(folder)},
+        }[name]
+        for variable, value in own.items():
+            os.environ.setdefault(variable, value)
+        folder.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere, mlflow fails, where it is not there
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.curves)
-    os.environ.setdefault("WANDB_DIR", str(job.curves.parent))
-    os.environ.setdefault("WANDB_PROJECT", "ouroboros")
     return asked

@@ -63,6 +63,7 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         logging_first_step=True,
         disable_tqdm=True,
         report_to=trackers.report_to(job),
+        project=trackers.PROJECT,
         run_name=artifact.stem(job.output).as_posix(),
         include_num_input_tokens_seen="non_padding",
         deepspeed=strategies.config(strategy),
@@ -156,9 +157,12 @@ class Progress(TrainerCallback):
 
 
 class Before(TrainerCallback):
-    """Has a stage look at the model as it will be trained, by all processes, before the first step of all."""
+    """Has a stage look at the model as it will be trained, by all processes, before the first step of all.
 
-    def __init__(self, trainer: Any, look: Callable[[Any], None]) -> None:
+    The numbers that it gives become the log's first entry, which checkpoints keep.
+    """
+
+    def __init__(self, trainer: Any, look: Callable[[Any], dict[str, float]]) -> None:
         self.trainer, self.look = trainer, look
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -166,7 +170,7 @@ class Before(TrainerCallback):
         if state.global_step == 0:
             model = self.trainer.model_wrapped
             model.eval()
-            self.look(model)
+            state.log_history.append({"step": 0, **self.look(model)})
             model.train()
 
 
@@ -174,12 +178,12 @@ def train(
     trainer: Any,
     job: stage.Job,
     check_first_loss: Callable[[float], None] | None = None,
-    look: Callable[[Any], None] | None = None,
+    look: Callable[[Any], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train and return the numbers that a manifest keeps: steps, first and last loss, the last of what was logged.
 
-    `look` sees the model before the first step. Continues from the last whole checkpoint of an interrupted run of the
-    same step. Tokens trained on and their speed go into the job's facts.
+    `look` sees the model before the first step and gives more such numbers. Continues from the last whole checkpoint of
+    an interrupted run of the same step. Tokens trained on and their speed go into the job's facts.
     Raises InputError if the loss stops being a number.
     """
     for printer in (PrinterCallback, ProgressCallback):
@@ -188,17 +192,18 @@ def train(
     trainer.add_callback(watch)
     if look:
         trainer.add_callback(Before(trainer, look))
-    trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"]))
+    strategy = job.runtime.get("strategy", "data")
+    shared = checkpoints.sharing(strategy)
+    trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"], shared))
     if trainer.accelerator.num_processes != ranks.count():
         raise InputError(
             f"{ranks.count()} processes were started, the trainer knows of {trainer.accelerator.num_processes}: they "
             "would train copies, not one model.\nHint: start the step through scripts/lib/launch.py."
         )
-    strategy = job.runtime.get("strategy", "data")
     strategies.check(trainer, strategy)
-    if getattr(trainer.model, "is_loaded_in_4bit", False):
+    if strategy == "data" and getattr(trainer.model, "peft_config", None):
         adapters.in_float32(trainer.model)
-    last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints") if ranks.first() else None)
+    last = ranks.agree(checkpoints.last_whole(job.work / "checkpoints", shared) if ranks.first() else None)
     if last is None and ranks.first():
         shutil.rmtree(job.curves, ignore_errors=True)  # of an earlier making of the same artifact
     trainer.train(resume_from_checkpoint=last)
@@ -208,11 +213,20 @@ def train(
         job.facts["deepspeed"] = spread
     repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    first: dict[str, Any] = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
+    seen = {key: float(value) for key, value in first.items() if key != "step"}
     losses = [float(entry["loss"]) for entry in logs]
     if not losses or not all(math.isfinite(loss) for loss in losses):
         raise InputError(f"training diverged: losses {losses}\nHint: lower the learning rate.")
     kept = {key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"}
-    return {"steps": trainer.state.global_step, "first_loss": losses[0], "last_loss": losses[-1], **kept, **repeated}
+    return {
+        "steps": trainer.state.global_step,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        **seen,
+        **kept,
+        **repeated,
+    }
 
 
 def whole(trainer: Any, load: Callable[[], Any]) -> Any:
@@ -229,7 +243,10 @@ def whole(trainer: Any, load: Callable[[], Any]) -> Any:
         return adapters.merged(model, state, load())
     if state is None:
         return model
-    return type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=model.dtype)
+    found = type(model).from_pretrained(None, config=model.config, state_dict=state, dtype=model.dtype)
+    if model.can_generate():
+        found.generation_config = model.generation_config  # from no folder it has none of its own
+    return found
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:

@@ -125,6 +125,17 @@ def test_a_reward_model_trains_its_head_whole(tmp_path, run_stage, steps, policy
     assert made[1e-2][1]["metrics"]["heldout_accuracy"] >= made[1e-9][1]["metrics"]["heldout_accuracy"]
 
 
+def test_all_that_a_bfloat16_reward_model_trains_is_float32(tmp_path, run_stage, steps, trained):
+    module, settings, inputs = steps["reward"]
+    code, _ = run_stage(module, settings | {"lora": LORA, "dtype": "bfloat16"}, tmp_path / "model", **inputs)
+    assert code == 0
+    ((trainer, _),) = trained
+    kinds = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert any("score" in name for name in kinds) and any("lora_" in name for name in kinds)
+    assert set(kinds.values()) == {torch.float32}
+    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
 def test_dpo_with_adapters_starts_at_ln_2_and_learns(tmp_path, run_stage, steps):
     module, settings, inputs = steps["dpo"]
     given = settings | {"lora": LORA, "learning_rate": 1e-2, "epochs": 4}

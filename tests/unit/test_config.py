@@ -494,11 +494,14 @@ def test_the_concise_preset_differs_in_its_penalty_only():
     assert differing("llama3_8b_concise") == {"pairings.best_worst.length_penalty"}
 
 
-def test_the_preset_with_adapters_differs_in_rates_rows_and_resources_only():
+def test_the_preset_with_adapters_differs_in_rates_rows_resources_and_an_adopted_start_only():
     blocks = {key.split(".")[0] for key in differing("llama3_8b_lora")}
     assert blocks == {"datasets", "sft", "rewards", "runs", "resources"}
-    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if not key.startswith("resources")}
-    assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets"}
+    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if not key.startswith(("resources", "sft"))}
+    assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets", "sft"}
+    config = load(ROOT / "config" / "presets" / "llama3_8b_lora.yaml")
+    for run in config["runs"].values():  # adapters leave embeddings frozen, so the chat format must be there already
+        assert config["sft"][run["sft"]] == {"kind": "adopt", "base": "llama3_instruct"}
 
 
 def test_an_overlay_is_merged_over_config_yaml(tmp_path):

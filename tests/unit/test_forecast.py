@@ -78,7 +78,7 @@ def test_full_training_on_one_gpu_is_refused_with_what_would_help():
     # 8,030,261,248 parameters in float32, and two moments of each.
     assert (sizes["weights"], sizes["optimizer"]) == (29.9, 59.8)
     changes = hint.removesuffix(".").split("; or ")
-    assert "resources.train_dpo: {strategy: zero3, gpus: 2}" in changes
+    assert "resources.train_dpo: {strategy: zero3, gpus: 4}" in changes
     assert "runs.main.dpo.lora: {r: 16}" in changes
     assert "runs.main.dpo.lora: {quantization: nf4}" in changes
     assert not any("max_length" in change or change == GATES for change in changes)  # weights alone are too large
@@ -87,7 +87,7 @@ def test_full_training_on_one_gpu_is_refused_with_what_would_help():
 @pytest.mark.parametrize(
     "changed",
     [
-        {"resources__train_dpo": {"strategy": "zero3", "gpus": 2}},
+        {"resources__train_dpo": {"strategy": "zero3", "gpus": 4}},
         {"resources__train_dpo": {"strategy": "zero2", "gpus": 4}},
         {"resources__train_dpo": {}, "runs__main__dpo__lora": {"r": 16}},
         {"resources__train_dpo": {}, "runs__main__dpo__lora": {"quantization": "nf4"}},

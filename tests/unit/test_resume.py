@@ -61,8 +61,37 @@ def test_a_half_written_checkpoint_is_removed_and_the_one_before_it_taken(tmp_pa
     folder = tmp_path / "work" / "model" / "checkpoints"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     (folder / "checkpoint-5" / checkpoints.WHOLE).unlink()
-    assert checkpoints.last_whole(folder) == str(folder / "checkpoint-4")
+    assert checkpoints.last_whole(folder, checkpoints.sharing("data")) == str(folder / "checkpoint-4")
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(("strategy", "processes"), [("zero2", 1), ("data", 2)])
+def test_a_checkpoint_of_another_sharing_is_thrown_away_with_a_line(
+    tmp_path, run_stage, steps, monkeypatch, capsys, strategy, processes
+):
+    module, settings, inputs = steps["sft"]
+    assert run_stage(module, settings, tmp_path / "whole" / "model", **inputs)[0] == 0
+    output = tmp_path / "killed" / "model"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        other = {"strategy": strategy, "processes": processes}
+        patch.setattr(checkpoints, "sharing", lambda _: other)
+        die_at(patch, 6)
+        run_stage(module, settings, output, OFTEN, **inputs)
+    capsys.readouterr()
+    assert run_stage(module, settings, output, OFTEN, **inputs)[0] == 0
+    log = capsys.readouterr().err
+    assert "checkpoint-5: saved under " in log
+    assert f"strategy: {strategy}" in log and f"processes: {processes}" in log
+    assert "this step runs under strategy: data, processes: 1; thrown away" in log
+    assert "continuing from" not in log
+    assert f"step 1/{STEPS}" in log
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_what_sharing_says_are_the_processes_that_there_are(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert checkpoints.sharing("zero3") == {"strategy": "zero3", "processes": 4}
 
 
 def test_no_checkpoint_is_saved_before_its_time(tmp_path, run_stage, steps, monkeypatch):

@@ -130,6 +130,29 @@ def test_a_special_token_spelled_out_in_a_response_is_not_read_as_one(
     assert rewards == pytest.approx([rewards[0]] * 3, abs=1e-6)
 
 
+def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(reward_model, tokenizer):
+    model = models.load_reward(reward_model, "bfloat16").eval()
+    model.score.weight.data *= 50
+    sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 22, 24, 5]]
+    one, two = found = models.rewards(model, tokenizer, sequences, torch.device("cpu"))
+    with torch.no_grad():
+        last = [model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1].float() for ids in sequences]
+    assert found == pytest.approx([(row @ model.score.weight[0].float()).item() for row in last], abs=0.05)
+    assert all(reward != torch.tensor(reward).bfloat16().item() for reward in found)
+    assert one != two
+    # Nothing is left behind: the model itself, asked otherwise, is what it was.
+    assert model(input_ids=torch.tensor([sequences[0]])).logits.dtype == torch.bfloat16
+
+
+def test_rewards_of_a_float32_model_are_the_models_own_to_the_last_bit(reward_model, tokenizer):
+    model = models.load_reward(reward_model, "float32").eval()
+    sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 5]]
+    padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
+    with torch.no_grad():
+        own = model(**padded).logits[:, 0].double().tolist()
+    assert models.rewards(model, tokenizer, sequences, torch.device("cpu")) == own
+
+
 def test_logprobs_are_those_of_the_sampled_ids_whatever_the_batches(tmp_path, run_stage, policy, rollouts):
     path, rows = rollouts
     wanted = [by_hand(policy, row["prompt_ids"], row["token_ids"]) for row in rows]

@@ -58,6 +58,12 @@ def whole(folder):
     return load_file(folder / "model.safetensors")
 
 
+def generation(folder):
+    """A saved model's generation config as it lies there; None for a reward model, which has none."""
+    file = folder / "generation_config.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
 # Long, because DeepSpeed compiles an op at its first use on a machine, which takes more than a minute.
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [2, 1])
@@ -79,6 +85,7 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
     weights = whole(output)
     expected = whole(folder)
     assert weights.keys() == expected.keys()
+    assert generation(output) == generation(folder)
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=1e-3)
     tokenizer = models.load_tokenizer(output)
@@ -89,14 +96,34 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
     assert not (tmp_path / "work").exists()
 
 
+ACCUMULATED = """
+from scripts.lib import strategies
+real = strategies.check
+def check(trainer, strategy):
+    from transformers import TrainerCallback
+    class Says(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            print("accumulates in", trainer.model_wrapped.optimizer.gradient_accumulation_dtype, flush=True)
+    trainer.add_callback(Says())
+    real(trainer, strategy)
+strategies.check = check
+"""
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ZERO)
 def test_bfloat16_zero_is_as_near_as_its_rounding_and_saves_bfloat16(tmp_path, steps, plain, strategy):
     module, settings, inputs = steps["dpo"]
     one, folder = plain("dpo", "bfloat16")
-    output = tmp_path / "model"
-    done = launched(2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"strategy": strategy})
+    output, site = tmp_path / "model", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(ACCUMULATED)
+    path = os.pathsep.join([str(site), str(ROOT)])
+    done = launched(
+        2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"strategy": strategy}, PYTHONPATH=path
+    )
     assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout.count("accumulates in torch.float32") == 2
     made = json.loads(output.with_suffix(".json").read_text())
     for key in ("first_loss", "last_loss"):
         assert made["metrics"][key] == pytest.approx(one["metrics"][key], abs=0.05)

@@ -263,6 +263,49 @@ def test_the_gates_tolerance_is_per_token(pairs, policy, tokenizer, dtype):
         train_dpo.gate(model, tokenizer, rows(2.0), dtype, device)
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, policy, tokenizer, side):
+    model = models.load_policy(policy, "float32").eval()
+    device, whole = torch.device("cpu"), len(pairs)
+    pairs, given = 40 * pairs, {}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for name in ("chosen", "rejected"):
+            sequences = [(row["prompt_ids"], row[f"{name}_ids"]) for row in pairs]
+            given[name] = [models.token_logprobs(model, [sequence], 0, device)[0] for sequence in sequences]
+
+    def rows(off, signs):
+        """Every answer of the side is `off` nats per token from its reference."""
+        return [
+            row
+            | {f"ref_{name}_logps": given[name][i] for name in given}
+            | {f"ref_{side}_logps": given[side][i] + signs[i // whole % 2] * off * len(row[f"{side}_ids"])}
+            for i, row in enumerate(pairs)
+        ]
+
+    allowed = train_dpo.GATE_MEAN["bfloat16"]
+    assert 3 * train_dpo.GATE_TOLERANCE["bfloat16"] / math.sqrt(sum(len(row[f"{side}_ids"]) for row in pairs)) < allowed
+    # Half of what was compared is off by so much, the other side by nothing.
+    gap = train_dpo.gate(model, tokenizer, rows(0.8 * allowed, (1, 1)), "bfloat16", device)
+    assert gap == pytest.approx(0.4 * allowed, rel=1e-3)
+    # Larger, but of both signs, as rounding is.
+    train_dpo.gate(model, tokenizer, rows(4 * allowed, (1, -1)), "bfloat16", device)
+    with pytest.raises(
+        InputError, match=f"of {len(pairs)} {side} answers are -.* in the mean, allowed are .*ln 2.\nHint: "
+    ):
+        train_dpo.gate(model, tokenizer, rows(1.2 * allowed, (1, 1)), "bfloat16", device)
+
+
+def test_how_far_start_and_reference_were_apart_stands_in_the_manifest(train, pairs, other_policy):
+    gaps = {}
+    for dtype in ("float32", "bfloat16"):
+        code, manifest, _ = train(pairs, dtype=dtype)
+        assert code == 0
+        gaps[dtype] = manifest["metrics"]["gate_gap"]
+    assert 0 <= gaps["float32"] < 1e-5 < gaps["bfloat16"] < train_dpo.GATE_TOLERANCE["bfloat16"]
+    code, manifest, _ = train(pairs[:4], scorer=other_policy, start="runs/main/iter1")
+    assert code == 0 and "gate_gap" not in manifest["metrics"]
+
+
 def test_a_first_loss_other_than_ln_2_stops_where_theory_fixes_it():
     train_dpo.check_first_loss(0.6931)
     train_dpo.check_first_loss(0.694)

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from scripts.lib import models, trackers, training
 from scripts.lib.digest import ROOT
 from scripts.lib.errors import InputError
 from scripts.lib.stage import Job
+from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS
 from tests.unit.test_resume import OFTEN, die_at
 
@@ -24,7 +27,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def a_job(tmp_path, settings=None, **runtime):
     return Job(
-        "stage", settings or {}, runtime, {}, tmp_path / "model", tmp_path / "work", tmp_path / "curves" / "model"
+        "stage",
+        settings or {},
+        runtime,
+        {},
+        tmp_path / "model",
+        tmp_path / "work",
+        tmp_path / "logs" / "tensorboard" / "model",
+        tmp_path / "logs",
     )
 
 
@@ -138,10 +148,59 @@ def test_curves_lie_beneath_the_results_and_go_on_where_a_step_was_killed(tmp_pa
     assert [step for step, _ in only] == list(range(1, STEPS + 1))
 
 
-def test_without_trackers_nothing_is_written_and_nothing_imported(tmp_path, run_stage, steps):
-    module, settings, inputs = steps["sft"]
-    assert run_stage(module, settings, tmp_path / "model", {"trackers": []}, **inputs)[0] == 0
+def test_without_trackers_nothing_is_written_and_nothing_imported(tmp_path, steps):
+    _, settings, inputs = steps["sft"]
+    packages = [package for packages in trackers.PACKAGES.values() for package in packages]
+    words = ["--settings", json.dumps(settings), "--runtime", json.dumps(RUNTIME | {"trackers": []})]
+    for name, path in inputs.items():
+        words += [f"--{name}", str(path)]
+    code = f"""
+import sys
+from scripts import train_sft
+print(train_sft.main({[*words, "--output", str(tmp_path / "model")]}))
+print([name for name in {packages} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["0", "[]"], done.stderr[-3000:]
     assert not (tmp_path / "logs").exists()
+
+
+PLACES = {
+    "tensorboard": {"TENSORBOARD_LOGGING_DIR": "{logs}/tensorboard/model"},
+    "wandb": {"WANDB_DIR": "{logs}/wandb", "WANDB_PROJECT": "ouroboros"},
+    "mlflow": {"MLFLOW_TRACKING_URI": "sqlite:///{logs}/mlflow/mlflow.db", "MLFLOW_EXPERIMENT_NAME": "ouroboros"},
+    "trackio": {"TRACKIO_DIR": "{logs}/trackio"},
+}
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretend that every tracker is installed, in an environment that says nothing of them."""
+    real, there = importlib.util.find_spec, {name for packages in trackers.PACKAGES.values() for name in packages}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: True if name in there else real(name, *a))
+    for variable in {variable for own in PLACES.values() for variable in own}:
+        monkeypatch.setenv(variable, "")  # so that monkeypatch puts back what was there
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize("name", sorted(PLACES))
+def test_a_tracker_writes_beneath_the_results_into_a_folder_that_is_there(tmp_path, installed, name):
+    job = a_job(tmp_path, trackers=[name])
+    assert trackers.report_to(job) == [name]
+    assert {key: os.environ[key] for key in PLACES[name]} == {
+        key: value.format(logs=job.logs) for key, value in PLACES[name].items()
+    }
+    assert (job.logs / name).is_dir()
+    assert not [key for other in PLACES.keys() - {name, "tensorboard"} for key in PLACES[other] if key in os.environ]
+
+
+def test_what_the_environment_says_of_a_tracker_comes_first(tmp_path, installed, monkeypatch):
+    said = {"WANDB_PROJECT": "mine", "MLFLOW_TRACKING_URI": "https://mlflow.example"}
+    for variable, value in said.items():
+        monkeypatch.setenv(variable, value)
+    trackers.report_to(a_job(tmp_path, trackers=["wandb", "mlflow"]))
+    assert {variable: os.environ[variable] for variable in said} == said
+    assert os.environ["MLFLOW_EXPERIMENT_NAME"] == "ouroboros"
 
 
 @pytest.mark.parametrize("name", sorted(trackers.PACKAGES))
@@ -155,11 +214,12 @@ def test_a_tracker_whose_package_is_missing_is_refused_before_training(tmp_path,
 def test_only_the_first_process_reports(tmp_path, monkeypatch):
     job = a_job(tmp_path, trackers=["tensorboard"])
     assert trackers.report_to(job) == ["tensorboard"]
+    shutil.rmtree(job.logs)
     monkeypatch.setenv("RANK", "1")
-    assert trackers.report_to(job) == []
+    assert trackers.report_to(job) == [] and not job.logs.exists()
 
 
-def test_a_key_in_the_environment_is_written_nowhere(tmp_path, run_stage, steps, monkeypatch, capfd):
+def test_training_writes_no_key_of_a_service_that_the_environment_holds(tmp_path, run_stage, steps, monkeypatch, capfd):
     secret = "-".join(["key", "that", "nobody", "may", "see"])
     for name in ("WANDB_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, secret)
