@@ -35,7 +35,6 @@ OTHERWISE = (
 
 def run(job: stage.Job) -> None:
     """Train one policy on one or several tables of pairs."""
-    from datasets import Dataset
     from trl import DPOConfig
 
     from scripts.lib import adapters, artifact, models, training
@@ -45,10 +44,13 @@ def run(job: stage.Job) -> None:
     device = models.prepare(job.runtime)
     tokenizer = models.load_tokenizer(job.input("start"))
     read = load_pairs(job, tokenizer)
-    rows, dropped = training.fitting(read, ("prompt_ids", "longer_ids"), settings["max_length"])
-    if not rows:
+    rows, dropped = training.dataset(
+        read, lambda row: len(row["prompt_ids"]) + len(row["longer_ids"]) <= settings["max_length"]
+    )
+    if not len(rows):
         raise InputError(f"all {len(read)} pairs exceed max_length = {settings['max_length']}.\nHint: raise it.")
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
+    del read  # Python's lists of the same tokens are several times as large
+    rows = rows.remove_columns("longer_ids")
     own = {
         "beta": settings["beta"],
         "loss_type": settings["loss"],
@@ -63,12 +65,20 @@ def run(job: stage.Job) -> None:
         model=model,
         args=arguments,
         peft_config=adapters.config(settings["lora"], model, "CAUSAL_LM"),
-        train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in rows]),
+        train_dataset=rows,
         processing_class=tokenizer,
     )
 
     def look(prepared: Any) -> dict[str, float]:
-        return {"gate_gap": gate(prepared, tokenizer, rows[:GATE_PAIRS], settings["dtype"], trainer.args.device)}
+        return {
+            "gate_gap": gate(
+                prepared,
+                tokenizer,
+                rows.select(range(min(GATE_PAIRS, len(rows)))).to_list(),
+                settings["dtype"],
+                trainer.args.device,
+            )
+        }
 
     first_loss = check_first_loss if starts_at_ln2(settings) else None
     job.metrics = training.train(trainer, job, first_loss, look if settings["start"] == settings["reference"] else None)

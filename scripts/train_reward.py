@@ -6,6 +6,7 @@ position and scores chosen and rejected alike.
 
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +35,20 @@ def heldout_metrics(margins: list[float]) -> dict[str, float]:
     return {"heldout_accuracy": accuracy, "heldout_loss": loss, "heldout_calibration_error": error}
 
 
-def token_rows(tokenizer: Any, path: Path) -> list[dict[str, list[int]]]:
+def token_rows(tokenizer: Any, path: Path) -> Iterator[dict[str, list[int]]]:
     """Whole conversations as token ids, one row per pair, in the reward model's chat template."""
     from scripts.lib import chat
 
-    rows = []
-    for pair in schemas.read_table(path, schemas.PREFERENCES).to_dicts():
+    for pair in schemas.read_table(path, schemas.PREFERENCES).iter_rows(named=True):
         prompt, *answers = chat.pair_ids(tokenizer, pair)
-        rows.append({f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)})
-    return rows
+        yield {f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)}
 
 
 SIDES = ("chosen", "rejected")
 
 
-def fitting(rows: list[dict[str, list[int]]], longest: int) -> list[dict[str, list[int]]]:
-    """The pairs of which neither side has more than `longest` tokens."""
-    return [row for row in rows if all(len(row[f"{side}_ids"]) <= longest for side in SIDES)]
-
-
 def run(job: stage.Job) -> None:
     """Train on one preference table, judge on another."""
-    from datasets import Dataset
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
@@ -67,11 +60,14 @@ def run(job: stage.Job) -> None:
     padded = tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer))
     if padded:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    everything = token_rows(tokenizer, job.input("dataset"))
-    rows = fitting(everything, settings["max_length"])
-    all_heldout = token_rows(tokenizer, job.input("heldout"))
-    heldout = fitting(all_heldout, settings["max_length"])
-    if not rows or not heldout:
+
+    def fits(row: dict[str, list[int]]) -> bool:
+        return all(len(row[f"{side}_ids"]) <= settings["max_length"] for side in SIDES)
+
+    rows, dropped = training.dataset(token_rows(tokenizer, job.input("dataset")), fits)
+    all_heldout = list(token_rows(tokenizer, job.input("heldout")))
+    heldout = list(filter(fits, all_heldout))
+    if not len(rows) or not heldout:
         raise InputError(
             f"{len(rows)} training and {len(heldout)} held-out pairs fit max_length = {settings['max_length']}.\n"
             "Hint: raise it."
@@ -93,7 +89,7 @@ def run(job: stage.Job) -> None:
         model=model,
         args=arguments,
         peft_config=adapters.config(settings["lora"], model, "SEQ_CLS"),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job)
@@ -110,8 +106,8 @@ def run(job: stage.Job) -> None:
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
     job.metrics["heldout_longer_is_chosen"] = longer
     job.counts = {
-        "pairs_in": len(everything),
-        "dropped_too_long": len(everything) - len(rows),
+        "pairs_in": len(rows) + dropped,
+        "dropped_too_long": dropped,
         "pairs_trained": len(rows),
         "heldout_in": len(all_heldout),
         "heldout_dropped_too_long": len(all_heldout) - len(heldout),

@@ -10,12 +10,9 @@ def run(job: stage.Job) -> None:
     from scripts.lib import chat, models, sft
 
     device = models.prepare(job.runtime)
-    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS).to_dicts()
     tokenizer = models.load_tokenizer(job.input("base"))
-    rows = []
-    for conversation in conversations:
-        ids, mask = chat.conversation_ids(tokenizer, conversation["messages"])
-        rows.append(sft.row(ids, mask))
+    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS).iter_rows(named=True)
+    rows = (sft.row(*chat.conversation_ids(tokenizer, conversation["messages"])) for conversation in conversations)
     trained = sft.fine_tune(job, job.input("base"), tokenizer, rows, device)
     job.note = f"{trained} conversations, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}"
 

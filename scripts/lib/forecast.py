@@ -21,6 +21,8 @@ WIDTH = 110
 CONTEXT = 128  # scripts/make_base.py trains on no longer text
 # What a process of a step on a GPU takes of its host beside weights: torch with CUDA's libraries.
 HOST = 3 * GIB
+# Bytes of a token in the training rows, which every process holds: 4, and in fine-tuning 4 more for its label.
+TOKEN = 8
 PAIRED = ("train_reward", "train_dpo")
 TRAINED = (*cluster.TRAINING, "make_base")
 
@@ -149,17 +151,19 @@ class Forecast:
 
         On the processor that is what its processes compute in. On GPUs every process loads the weights before they go
         to its GPU, float32 where training without DeepSpeed or adapters wants them so, and the first one gathers them
-        in the end to save them.
+        in the end to save them. In training each holds all rows, counted where their number is known.
         """
         processes, each = cluster.needs(self.config, rule)["processes"], memory.BYTES[self.config["dtype"]]
         if not self.gpu:
             return processes * sum(parts.values())
         scalar = rule in ("train_reward", "score_rollouts")
+        held = 0
         loaded = saved = each * shape.parameters(scalar)
         if rule in TRAINED:
             step = self.training(rule, own, shape)
             loaded = (4 if step.strategy == "data" and step.lora is None else each) * step.parameters
-        return processes * HOST + max(processes * loaded, saved)
+            held = round(TOKEN * (self.tokens(rule, own) or 0) / self.block(rule, own)["epochs"])
+        return processes * (HOST + held) + max(processes * loaded, saved)
 
     # Sizes of the work
 

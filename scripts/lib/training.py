@@ -8,12 +8,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from itertools import islice
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -22,6 +24,7 @@ from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 LOGS_PER_RUN = 20
+ROWS_AT_ONCE = 10_000
 
 
 def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> Arguments:
@@ -247,6 +250,26 @@ def whole(trainer: Any, load: Callable[[], Any]) -> Any:
     if model.can_generate():
         found.generation_config = model.generation_config  # from no folder it has none of its own
     return found
+
+
+def dataset(rows: Iterable[dict[str, Any]], fits: Callable[[dict[str, Any]], bool]) -> tuple[Dataset, int]:
+    """(the rows that fit, as Arrow columns with token lists in int32; number of the others).
+
+    Rows are taken as they come, some thousands at a time, so that no more than 4 bytes a token stay: a Python list of
+    the same takes 8 to 36, and every process holds all rows.
+    """
+    tables, dropped, rest = [], 0, iter(rows)
+    while taken := list(islice(rest, ROWS_AT_ONCE)):
+        kept = [row for row in taken if fits(row)]
+        dropped += len(taken) - len(kept)
+        if kept:
+            columns = {name: [row[name] for row in kept] for name in kept[0]}
+            tokens = pa.list_(pa.int32())
+            tables.append(
+                pa.table({k: pa.array(v, tokens if isinstance(v[0], list) else None) for k, v in columns.items()})
+            )
+    # The fingerprint would be a digest of all rows; it names files of a cache, and what is in memory has none.
+    return Dataset(pa.concat_tables(tables), fingerprint="rows") if tables else Dataset.from_dict({}), dropped
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:

@@ -54,6 +54,18 @@ def forecast_of(config):
     return forecast.Forecast(plan), plan
 
 
+def test_on_a_gpu_every_process_holds_the_training_rows_where_their_number_is_known():
+    def host(**data):
+        found, plan = forecast_of(llama(**data))
+        path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
+        return found.job(path).host
+
+    rows, known = 1_000_000, llama()
+    name = known["sft"]["first"]["dataset"]
+    more, less = (host(**{f"datasets__{name}__size": size}) for size in (2 * rows, rows))
+    assert more - less == 8 * rows * (200 + 300) * 8  # processes, rows, expected tokens, bytes
+
+
 # Refusals
 
 

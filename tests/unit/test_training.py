@@ -109,6 +109,51 @@ def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
         assert json.loads((tmp_path / f"{name}.run.json").read_text())["attention"] == "eager"
 
 
+# Rows
+
+
+def test_rows_become_columns_of_int32_as_they_are_read():
+    read = []
+
+    def rows():
+        for number in range(2 * training.ROWS_AT_ONCE + 5):
+            read.append(number)
+            yield {"ids": list(range(number % 4)), "logps": -0.1 * number}
+
+    def fits(row):
+        assert len(read) <= (fitted[0] // training.ROWS_AT_ONCE + 1) * training.ROWS_AT_ONCE  # no more than it must
+        fitted[0] += 1
+        return len(row["ids"]) < 3
+
+    fitted = [0]
+    found, dropped = training.dataset(rows(), fits)
+    wanted = [number for number in read if number % 4 < 3]
+    assert (len(found), dropped) == (len(wanted), len(read) - len(wanted))
+    assert found["ids"][:] == [list(range(number % 4)) for number in wanted]
+    assert found["logps"][:] == [-0.1 * number for number in wanted]
+    assert (found.features["ids"].feature.dtype, found.features["logps"].dtype) == ("int32", "float64")
+    assert training.dataset(iter([]), fits)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+def test_every_trainer_holds_four_bytes_a_token(tmp_path, run_stage, steps, monkeypatch, name):
+    module, settings, inputs = steps[name]
+    held, real = [], training.train
+
+    def train(trainer, *args):
+        held.append(trainer.train_dataset)
+        return real(trainer, *args)
+
+    monkeypatch.setattr(training, "train", train)
+    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 0
+    (rows,) = held
+    kinds = {key: feature.feature.dtype for key, feature in rows.features.items() if hasattr(feature, "feature")}
+    assert kinds and set(kinds.values()) == {"int32"}
+    for column in kinds:
+        buffers = [buffer for chunk in rows.data.column(column).chunks for buffer in chunk.buffers() if buffer]
+        assert sum(buffer.size for buffer in buffers) < 4 * sum(map(len, rows[column])) + 8 * len(rows) + 256
+
+
 # Trackers
 
 
