@@ -206,7 +206,7 @@ def _missing(shard: Shard, places: list[tuple[Shard, int]]) -> Iterator[Request]
 def free_shards(job: stage.Job, prompts: int) -> Iterator[tuple[dict[str, Any], Path, ExitStack]]:
     """(settings, work folder, lock) of shards after this one that are neither made nor being made.
 
-    Looked up when this one's last requests have begun: by then the steps that started beside it hold theirs.
+    Looked up when the engine has taken this one's last requests: by then the steps that started beside it hold theirs.
     """
     wanted = job.runtime["shards_per_engine"] - 1 if job.settings["engine"] == "vllm" else 0
     if not wanted:

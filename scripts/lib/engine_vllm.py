@@ -70,18 +70,35 @@ class VllmEngine:
                 f"engine vllm does not take this sampling: {error}\nHint: max_prompt_tokens, max_new_tokens, "
                 "runtime.vllm_memory and runtime.vllm_tensor_parallel decide."
             ) from error
-        # A quarter more than runs at once: as good as never does the waiting line empty while there are requests.
-        self.window = 5 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs) // 4
+        # Twice what runs at once: even when all of it ends in one step there are as many waiting.
+        self.window = 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
         """Responses by the position of their request, those of one step at a time; see Engine."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        def add(position: int, request: Request) -> None:
+            parameters = SamplingParams(
+                temperature=request.temperature,
+                top_p=request.top_p,
+                max_tokens=request.max_new_tokens,
+                seed=request.seed,
+                stop_token_ids=self.stops,
+                logprobs=0 if request.logprob else None,  # of the token that was drawn, and of no other
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(str(position), TokensPrompt(prompt_token_ids=request.prompt_ids), parameters)
+
         engine = self.llm.llm_engine
         source = enumerate(requests)
         waiting: dict[str, tuple[int, Request]] = {}
         while True:
             while len(waiting) < self.window and (item := next(source, None)):
                 waiting[str(item[0])] = item
-                self._add(*item)
+                add(*item)
             if not waiting:
                 return
             found = {}
@@ -91,24 +108,6 @@ class VllmEngine:
                     found[position] = self._response(request, output)
             if found:
                 yield found
-
-    def _add(self, position: int, request: Request) -> None:
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
-
-        parameters = SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            max_tokens=request.max_new_tokens,
-            seed=request.seed,
-            stop_token_ids=self.stops,
-            logprobs=0 if request.logprob else None,  # of the token that was drawn, and of no other
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
-        self.llm.llm_engine.add_request(str(position), prompt, parameters)
 
     def _response(self, request: Request, output: Any) -> Response:
         """vLLM keeps the stop token in token_ids; only its text is without it."""

@@ -413,7 +413,7 @@ def test_vllm_gets_token_ids_and_one_seed_per_request(sample, fake_vllm, stops, 
 def test_vllm_is_fed_as_it_finds_room(sample, fake_vllm, stops):
     fake = fake_vllm(finish=[stops[0], stops[1]])
     _, rows, _, _ = sample(engine="vllm", k=4)
-    assert (len(fake.prompts), fake.most) == (20, 5)  # a quarter more than the four that it runs at once
+    assert (len(fake.prompts), fake.most) == (20, 8)  # twice the four that it runs at once
     # Either stop token ends a response.
     assert {row["finish_reason"] for row in rows} == {"stop"}
 
