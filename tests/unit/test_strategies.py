@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -207,7 +208,8 @@ def test_a_zero_step_that_was_killed_goes_on_from_its_checkpoint(tmp_path, steps
     assert not output.exists()
     done = launched(2, module, settings, inputs, output, often)
     assert done.returncode == 0, done.stderr[-5000:]
-    assert "checkpoint-5" in done.stderr
+    # The last one may not be marked yet when the other process dies, right after both have written it.
+    assert re.search(r"continuing from .*checkpoint-[45]\n", done.stderr)
     assert f"step 1/{STEPS}" not in done.stderr
     made = json.loads(output.with_suffix(".json").read_text())
     assert made["metrics"] == pytest.approx(one["metrics"] | {"rows_repeated": 0}, abs=1e-5)
