@@ -26,6 +26,8 @@ SMALL = {
     },
     "prompts": {"requests": {"size": 24, "shard_prompts": 12}, "heldout": {"size": 8}},
     "samplings": {"best_of_8": {"k": 4}},
+    # As many as divide among two processes: otherwise some are taken twice, and the losses of one process differ.
+    "pairings": {"best_worst": {"size": 16}},
     "runs": {"main": {"dpo": {"batch_size": 4}}},
     "runtime": {"device": "auto"},
     "resources": {"default": {"threads": 1, "mem_mb": 2000, "runtime": 10}},
