@@ -14,21 +14,12 @@ from typing import Any
 
 from scripts.lib import world
 from scripts.lib.errors import Complaints
+from scripts.lib.shapes import KEYS
 
 Config = dict[str, Any]
 # The world has few words, and its first texts hold them all; beside them scripts/make_base.py has seven special tokens
 # and the three roles.
 WORLD_TEXTS, WORLD_TOKENS = 300, 10
-BLOCK_KEYS = {
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_size": "head_dim",
-    "vocabulary": "vocab_size",
-    "tied": "tie_word_embeddings",
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ def of_block(block: Config) -> Shape | None:
     said = block.get("shape")
     if said is None:
         return None
-    return of_config({name: said[key] for key, name in BLOCK_KEYS.items()})
+    return of_config({name: said[key] for key, name in KEYS.items()})
 
 
 @cache
@@ -153,7 +144,7 @@ def check(key: str, block: Config, made: Path, found: Complaints) -> None:
     real = of_config(_read(made / "config.json")) if said and _made_of(block, made) else None
     if not said or not real:
         return
-    for name in BLOCK_KEYS:
+    for name in KEYS:
         if said[name] is not None and said[name] != getattr(real, name):
             text = f"the model has {getattr(real, name)}"
             found.add(f"{key}.shape.{name}", said[name], text, "write that, or leave `shape` out: the model is there.")

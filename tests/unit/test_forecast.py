@@ -179,7 +179,7 @@ def made(plan, base, config, **settings):
 
 
 def config_json(sizes):
-    return {fits.model_shape.BLOCK_KEYS[key]: value for key, value in sizes.items()}
+    return {fits.model_shape.KEYS[key]: value for key, value in sizes.items()}
 
 
 def test_the_model_that_was_made_tells_its_shape(tmp_path):

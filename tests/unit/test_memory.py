@@ -44,7 +44,7 @@ def shape_of(sizes):
 
 
 def config_of(kind, sizes):
-    keys = {name: model_shape.BLOCK_KEYS[key] for name, key in zip(sizes, sizes)}
+    keys = {name: model_shape.KEYS[key] for name, key in zip(sizes, sizes)}
     return getattr(transformers, f"{kind}Config")(**{keys[name]: value for name, value in sizes.items()})
 
 
@@ -274,7 +274,7 @@ def made(tmp_path_factory, tokenizer, save_model, write):
     from scripts.lib import chat, schemas
 
     folder, drawn = tmp_path_factory.mktemp("made"), random.Random(1)
-    save_model(folder / "big", tokenizer, **{model_shape.BLOCK_KEYS[key]: value for key, value in BIG.items()})
+    save_model(folder / "big", tokenizer, **{model_shape.KEYS[key]: value for key, value in BIG.items()})
     save_model(folder / "tiny", tokenizer)
     pairs, conversations, longest = [], [], 0
     for i in range(16):
