@@ -182,7 +182,7 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
             own_rows = {places[at][1]: asdict(r) for at, r in found.items() if places[at][0] is shard}
             if own_rows:
                 shard.chunks.add(own_rows)
-            if own_rows and shard is not own and not shard.missing():
+            if own_rows and shard is not own and len(shard.chunks.rows) == len(shard.requests):
                 shard.chunks.flush()
                 shard.held.close()
         done = sum(len(shard.chunks.rows) for shard in taken)
