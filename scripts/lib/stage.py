@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a bug, 2 bad config or input.
 """
 
 import argparse
+import atexit
 import gc
 import json
 import os
@@ -76,9 +77,12 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
     progress(f"# python -m scripts.{stage} {shlex.join(given)}")
+    done: list[str] = []
+    if argv is None:
+        atexit.register(_end_at_once, done)  # the first to come is the last to go: libraries' own handlers run before
     try:
         _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
-        gc.freeze()  # the interpreter would go through millions of objects once more before it ends: a second or two
+        done.append(stage)
     except InputError as error:
         # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
         for stream in {sys.stderr, sys.stdout}:
@@ -88,6 +92,19 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
         traceback.print_exc()
         return 1
     return 0
+
+
+def _end_at_once(done: list[str]) -> None:
+    """End the process of a stage that is done, without taking the interpreter down first.
+
+    Threads of libraries may still let go of a tensor then (gloo's do, pytorch issue 190489); one that asks for the
+    interpreter while that goes down aborts the process, and Snakemake would delete a finished artifact. It also saves
+    a second or two of going through millions of objects.
+    """
+    if done:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, names: list[str]) -> None:

@@ -248,3 +248,21 @@ def test_the_logs_first_line_runs_by_hand_and_makes_the_same_bytes(tmp_path, cap
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["bash", "-c", line], cwd=ROOT, env={**os.environ, "PATH": path}, check=True, capture_output=True)
     assert (output.read_bytes(), output.with_suffix(".json").read_bytes()) == before
+
+
+def test_a_thread_that_a_library_leaves_behind_does_not_abort_a_stage_that_is_done(tmp_path):
+    # Python runs this before the stage. The thread would ask for the interpreter while that goes down: SIGABRT.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, torch\n"
+        "def work():\n"
+        "    numbers = torch.zeros(100)\n"
+        "    while True:\n"
+        "        numbers + numbers\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+    )
+    settings = '{"kind": "world", "split": "iteration", "size": 3, "number": 2, "seed": 1}'
+    output = tmp_path / "prompts.parquet"
+    words = [sys.executable, "-m", "scripts.make_prompts", "--settings", settings, "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.count("make_prompts ")) == (0, 1), done.stderr
