@@ -5,6 +5,7 @@ prompt that has none, most often because all were cut off, is dropped.
 """
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from scripts.lib import stage
@@ -38,17 +39,19 @@ def run(job: stage.Job) -> None:
             "Hint: raise max_new_tokens of the sampling."
         )
     tokenizer = models.load_tokenizer(job.input("start"))
-    rows = [
-        sft.row(row["prompt_ids"] + row["token_ids"], [0] * len(row["prompt_ids"]) + [1] * len(row["token_ids"]))
-        for row in best
-    ]
+
+    def rows_of(some: list[dict[str, Any]]) -> Iterator[dict[str, list[int]]]:
+        for row in some:
+            prompt, response = row["prompt_ids"], row["token_ids"]
+            yield sft.row(prompt + response, [0] * len(prompt) + [1] * len(response))
+
     job.counts = {
         "responses_in": len(responses),
         "responses_not_trainable": sum(not row["trainable"] for row in responses),
         "dropped_none_complete": none_complete,
     }
     job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best)), **engine_gap(job)}
-    sft.fine_tune(job, job.input("start"), tokenizer, rows, device)
+    sft.fine_tune(job, job.input("start"), tokenizer, best, rows_of, device)
     job.note = f"best of K for {len(best)} prompts, mean reward {job.metrics['best_reward']:.3f}"
 
 

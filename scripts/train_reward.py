@@ -7,7 +7,6 @@ position and scores chosen and rejected alike.
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from scripts.lib import ranks, schemas, stage
@@ -35,15 +34,6 @@ def heldout_metrics(margins: list[float]) -> dict[str, float]:
     return {"heldout_accuracy": accuracy, "heldout_loss": loss, "heldout_calibration_error": error}
 
 
-def token_rows(tokenizer: Any, path: Path) -> Iterator[dict[str, list[int]]]:
-    """Whole conversations as token ids, one row per pair, in the reward model's chat template."""
-    from scripts.lib import chat
-
-    for pair in schemas.read_table(path, schemas.PREFERENCES).iter_rows(named=True):
-        prompt, *answers = chat.pair_ids(tokenizer, pair)
-        yield {f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)}
-
-
 SIDES = ("chosen", "rejected")
 
 
@@ -52,7 +42,7 @@ def run(job: stage.Job) -> None:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from scripts.lib import adapters, artifact, chat, models, training
+    from scripts.lib import adapters, artifact, chat, models, rows, training
 
     settings = job.settings
     device = models.prepare(job.runtime)
@@ -64,15 +54,25 @@ def run(job: stage.Job) -> None:
     def fits(row: dict[str, list[int]]) -> bool:
         return all(len(row[f"{side}_ids"]) <= settings["max_length"] for side in SIDES)
 
-    rows, dropped = training.dataset(token_rows(tokenizer, job.input("dataset")), fits)
-    all_heldout = list(token_rows(tokenizer, job.input("heldout")))
-    heldout = list(filter(fits, all_heldout))
-    if not len(rows) or not heldout:
+    def rows_of(pairs: Any) -> Iterator[dict[str, list[int]]]:
+        """Whole conversations as token ids, one row per pair, in the reward model's chat template."""
+        for pair in pairs.iter_rows(named=True):
+            prompt, *answers = chat.pair_ids(tokenizer, pair)
+            yield {f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)}
+
+    table, heldout_table = (schemas.read_table(job.input(name), schemas.PREFERENCES) for name in ("dataset", "heldout"))
+    pairs, dropped = rows.dataset(job, table, rows_of, fits)
+    heldout = list(filter(fits, rows_of(heldout_table))) if ranks.first() else []
+    if not len(pairs) or (ranks.first() and not heldout):
         raise InputError(
-            f"{len(rows)} training and {len(heldout)} held-out pairs fit max_length = {settings['max_length']}.\n"
+            f"{len(pairs)} training and {len(heldout)} held-out pairs fit max_length = {settings['max_length']}.\n"
             "Hint: raise it."
         )
-    own = {"max_length": None, "center_rewards_coefficient": settings["center_rewards_coefficient"]}
+    own = {
+        "max_length": None,
+        "disable_dropout": not adapters.dropout(settings["lora"]),
+        "center_rewards_coefficient": settings["center_rewards_coefficient"],
+    }
 
     def load(**how: Any) -> Any:
         """The init's weights with a random head, by the seed, and a row for the padding token."""
@@ -83,13 +83,13 @@ def run(job: stage.Job) -> None:
         model.config.pad_token_id = tokenizer.pad_token_id
         return model
 
-    arguments = training.arguments(RewardConfig, job, len(rows), **own)
+    arguments = training.arguments(RewardConfig, job, len(pairs), **own)
     model = load(**training.how_loaded(job, device))
     trainer = RewardTrainer(
         model=model,
         args=arguments,
         peft_config=adapters.config(settings["lora"], model, "SEQ_CLS"),
-        train_dataset=rows,
+        train_dataset=pairs,
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job)
@@ -106,15 +106,15 @@ def run(job: stage.Job) -> None:
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
     job.metrics["heldout_longer_is_chosen"] = longer
     job.counts = {
-        "pairs_in": len(rows) + dropped,
+        "pairs_in": table.height,
         "dropped_too_long": dropped,
-        "pairs_trained": len(rows),
-        "heldout_in": len(all_heldout),
-        "heldout_dropped_too_long": len(all_heldout) - len(heldout),
+        "pairs_trained": len(pairs),
+        "heldout_in": heldout_table.height,
+        "heldout_dropped_too_long": heldout_table.height - len(heldout),
         "heldout_scored": len(heldout),
     }
     artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, settings["dtype"]))
-    job.note = f"{len(rows)} pairs, held-out accuracy {job.metrics['heldout_accuracy']:.3f} on {len(heldout)}"
+    job.note = f"{len(pairs)} pairs, held-out accuracy {job.metrics['heldout_accuracy']:.3f} on {len(heldout)}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,8 @@
 """Supervised fine-tuning by TRL's SFTTrainer; only the assistant's own tokens count in the loss."""
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from scripts.lib import schemas, stage
 
@@ -11,9 +13,14 @@ def run(job: stage.Job) -> None:
 
     device = models.prepare(job.runtime)
     tokenizer = models.load_tokenizer(job.input("base"))
-    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS).iter_rows(named=True)
-    rows = (sft.row(*chat.conversation_ids(tokenizer, conversation["messages"])) for conversation in conversations)
-    trained = sft.fine_tune(job, job.input("base"), tokenizer, rows, device)
+    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS)
+
+    def rows_of(some: Any) -> Iterator[dict[str, list[int]]]:
+        for conversation in some.iter_rows(named=True):
+            yield sft.row(*chat.conversation_ids(tokenizer, conversation["messages"]))
+
+    packing = job.settings["packing"]
+    trained = sft.fine_tune(job, job.input("base"), tokenizer, conversations, rows_of, device, packing)
     job.note = f"{trained} conversations, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}"
 
 

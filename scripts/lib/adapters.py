@@ -40,6 +40,11 @@ def config(lora: dict[str, Any] | None, model: Any, task: str) -> Any:
     )
 
 
+def dropout(lora: dict[str, Any] | None) -> float:
+    """The adapters' dropout. Where there is some, TRL must not turn all dropout off, as it does but in SFT."""
+    return float(lora["dropout"]) if lora else 0.0
+
+
 def in_float32(model: Any) -> None:
     """Keep trained weights in float32: in bfloat16 small steps vanish.
 

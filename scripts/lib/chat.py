@@ -66,12 +66,18 @@ def completion_ids(tokenizer: Any, messages: Messages, answer: str, opened: str 
     """
     opened = opened or render(tokenizer, messages, answer_next=True)
     closed = render(tokenizer, [*messages, {"role": "assistant", "content": answer}], answer_next=False)
+    return _completion(tokenizer, opened, closed)
+
+
+def _completion(tokenizer: Any, opened: str, closed: str) -> list[int]:
+    """Token ids of what `closed`, the rendered answered conversation, has after `opened`, the rendered prompt."""
     if not closed.startswith(opened):
         raise InputError(
             f"chat template: the prompt {opened[-80:]!r} is not a prefix of the answered conversation.\n"
             "Hint: use a template whose generation prompt is a prefix of the answered conversation."
         )
-    ids = encode(tokenizer, closed.removeprefix(opened))
+    answer = closed.removeprefix(opened)
+    ids = encode(tokenizer, answer)
     end = end_of_turn(tokenizer)
     if end not in ids:
         raise InputError(
@@ -99,11 +105,11 @@ def conversation_ids(tokenizer: Any, messages: Messages) -> tuple[list[int], lis
                 "Hint: use a template that renders each turn the same way wherever it stands."
             )
         between = encode(tokenizer, opened.removeprefix(rendered))
-        answer = completion_ids(tokenizer, messages[:i], message["content"])
+        closed = render(tokenizer, messages[: i + 1], answer_next=False)
+        answer = _completion(tokenizer, opened, closed)
         ids += between + answer
         mask += [0] * len(between) + [1] * len(answer)
         # The text up to the end of turn comes from the template, not from decoding, which need not give it back.
-        closed = render(tokenizer, messages[: i + 1], answer_next=False)
         end = str(tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer)))
         rendered = closed[: closed.rindex(end) + len(end)]
     return ids, mask

@@ -36,6 +36,7 @@ CONTEXT, LIBRARIES = GIB, 5 * GIB // 8
 class Training:
     """A training step: `rows` sequences of `length` tokens in one forward pass of one of `processes` processes.
 
+    With `packed` a sequence is several conversations that must not see each other.
     `lora` is the configuration's block or None; `accumulated` says that gradients of earlier passes are there already;
     `gate` that the step compares itself with its reference first; `scored` are padded tokens of a scoring batch after
     the training, of a reward model.
@@ -49,12 +50,18 @@ class Training:
     strategy: str = "data"
     lora: dict[str, Any] | None = None
     checkpointing: bool = False
+    packed: bool = False
     attention: str = "auto"
     accumulated: bool = False
     scalar_head: bool = False
     gate: bool = False
     scored: int = 0
     gpu: bool = True
+
+    @property
+    def mask(self) -> bool:
+        """Whether attention is told where sequences end: those that are padded to one length, or packed into one."""
+        return self.rows > 1 or self.packed
 
     @property
     def arithmetic(self) -> str:
@@ -193,8 +200,8 @@ def layer_activations(step: Training) -> int:
     """
     shape, tokens = step.shape, step.rows * step.length
     hidden, inner, queries = shape.hidden_size, shape.intermediate_size, shape.queries
-    # Rows that are padded need a mask, and with a mask sdpa takes keys and values repeated to the number of queries.
-    masked = step.rows > 1 and step.attention != "flash_attention_2"
+    # With a mask sdpa takes keys and values repeated to the number of queries.
+    masked = step.mask and step.attention != "flash_attention_2"
     keys = queries if masked or step.attention == "eager" else shape.keys
     each = 4 if step.arithmetic == "float32" else 2
     kept = [name for name in shape.linears() if step.lora is None or _adapted(step.lora, name)]
@@ -233,7 +240,7 @@ def activations(step: Training) -> int:
     stream = _stream(step)
     last = (4 + stream * (1 if step.lora else 2)) * shape.hidden_size * tokens
     if step.checkpointing:
-        mask = tokens * step.length if step.rows > 1 else 0
+        mask = tokens * step.length if step.mask else 0
         return shape.layers * stream * shape.hidden_size * tokens + last + mask
     return shape.layers * layer_activations(step) + last
 

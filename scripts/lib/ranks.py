@@ -25,9 +25,14 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def number() -> int:
+    """This process's number, from 0, over all nodes."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def first() -> bool:
     """Whether this process keeps the books."""
-    return os.environ.get("RANK", "0") == "0"
+    return number() == 0
 
 
 def local() -> int:

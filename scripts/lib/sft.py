@@ -1,12 +1,12 @@
 """Fine-tuning on token rows by TRL's SFTTrainer: what SFT and RAFT share."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
 
-from scripts.lib import adapters, artifact, models, ranks, stage, training
+from scripts.lib import adapters, artifact, models, ranks, rows, stage, training
 from scripts.lib.errors import InputError
 
 IGNORED = -100
@@ -17,14 +17,26 @@ def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [token if counts else IGNORED for token, counts in zip(ids, mask)]}
 
 
-def fine_tune(job: stage.Job, start: Path, tokenizer: Any, rows: Iterable[dict[str, list[int]]], device: Any) -> int:
-    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns how many rows fit."""
-    kept, dropped = training.dataset(rows, lambda row: len(row["input_ids"]) <= job.settings["max_length"])
-    if not len(kept):
-        raise InputError(
-            f"all {dropped} rows are longer than max_length = {job.settings['max_length']} tokens.\nHint: raise it."
-        )
-    arguments = training.arguments(SFTConfig, job, len(kept), max_length=None)
+def fine_tune(
+    job: stage.Job,
+    start: Path,
+    tokenizer: Any,
+    items: Any,
+    rows_of: Callable[[Any], Iterable[rows.Row]],
+    device: Any,
+    packing: bool = False,
+) -> int:
+    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns how many rows fit.
+
+    `items` and `rows_of` are those of rows.dataset. With `packing` several rows share a block of `max_length` tokens,
+    by best fit, and none sees another: positions begin anew with each, which keeps attention inside.
+    """
+    longest = job.settings["max_length"]
+    fitting, dropped = rows.dataset(job, items, rows_of, lambda row: len(row["input_ids"]) <= longest)
+    if not len(fitting):
+        raise InputError(f"all {dropped} rows are longer than max_length = {longest} tokens.\nHint: raise it.")
+    kept = rows.packed(fitting, longest) if packing else fitting
+    arguments = training.arguments(SFTConfig, job, len(kept), max_length=None, padding_free=packing)
     model = models.load_policy(start, **training.how_loaded(job, device))
     trainer = SFTTrainer(
         model=model,
@@ -36,7 +48,9 @@ def fine_tune(job: stage.Job, start: Path, tokenizer: Any, rows: Iterable[dict[s
     job.metrics |= training.train(trainer, job)
     trained = training.whole(trainer, lambda: models.load_policy(start, job.settings["dtype"]))
     if not ranks.first():
-        return len(kept)
-    job.counts |= {"rows_in": len(kept) + dropped, "dropped_too_long": dropped, "rows_trained": len(kept)}
+        return len(fitting)
+    job.counts |= {"rows_in": len(items), "dropped_too_long": dropped, "rows_trained": len(fitting)}
+    if packing:
+        job.counts["blocks_trained"] = len(kept)
     artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, job.settings["dtype"]))
-    return len(kept)
+    return len(fitting)

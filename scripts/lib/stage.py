@@ -136,11 +136,13 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
         made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
         job.made_of = made_of
-        if ranks.agree(bool(waited) and _already_made(job.output, made_of)):
-            job.note = "made by the process that was waited for"
-        else:
+        made = bool(waited) and _already_made(job.output, made_of)
+        if not made:
             work.claim(folder, made_of)
             artifact.manifest_path(job.output).unlink(missing_ok=True)
+        if ranks.agree(made):  # the others may look into the folder from here on
+            job.note = "made by the process that was waited for"
+        else:
             run(job)
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": artifact.FORMAT, **made_of, **results})

@@ -8,14 +8,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
-from itertools import islice
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -23,8 +21,7 @@ from scripts.lib import adapters, artifact, checkpoints, models, ranks, stage, s
 from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-LOGS_PER_RUN = 20
-ROWS_AT_ONCE = 10_000
+LOGS_PER_RUN, STEPS_BETWEEN_LOGS = 20, 50
 
 
 def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> Arguments:
@@ -62,8 +59,9 @@ def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> A
         bf16=settings["dtype"] == "bfloat16",
         use_cpu=runtime["device"] == "cpu" or not torch.cuda.is_available(),
         activation_checkpointing=runtime["gradient_checkpointing"],
-        logging_steps=max(1, steps // LOGS_PER_RUN),
+        logging_steps=max(1, min(steps // LOGS_PER_RUN, STEPS_BETWEEN_LOGS)),
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would put a made-up number in the place of a loss that is none
         disable_tqdm=True,
         report_to=trackers.report_to(job),
         project=trackers.PROJECT,
@@ -125,8 +123,10 @@ class Progress(TrainerCallback):
 
     SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "accuracy", "grad_norm", "learning_rate")
 
-    def __init__(self, check_first_loss: Callable[[float], None] | None) -> None:
+    def __init__(self, check_first_loss: Callable[[float], None] | None, strategy: str = "data") -> None:
         self.check_first_loss = check_first_loss
+        # DeepSpeed leaves out a step whose gradient is no number; elsewhere all weights are none after it.
+        self.finite = ("loss", "grad_norm") if strategy == "data" else ("loss",)
         self.began, self.steps_before, self.tokens_before = time.monotonic(), 0, 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -149,7 +149,16 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the line to the stage's log; hand the first step's loss to the stage's own check, if it has one."""
+        """Write the line to the stage's log; hand the first step's loss to the stage's own check, if it has one.
+
+        Raises InputError where the loss or its gradient is no number.
+        """
+        for key in self.finite:
+            if logs and not math.isfinite(value := float(logs.get(key, 0))):
+                raise InputError(
+                    f"training diverged: {key} is {value} at step {state.global_step} of {state.max_steps}.\n"
+                    "Hint: lower the learning rate, or lengthen the warm-up."
+                )
         if self.check_first_loss and state.global_step == 1 and logs and "loss" in logs:
             self.check_first_loss(float(logs["loss"]))
         shown = [f"{key} {float(logs[key]):.4g}" for key in self.SHOWN if logs and key in logs]
@@ -187,15 +196,15 @@ def train(
 
     `look` sees the model before the first step and gives more such numbers. Continues from the last whole checkpoint of
     an interrupted run of the same step. Tokens trained on and their speed go into the job's facts.
-    Raises InputError if the loss stops being a number.
+    Raises InputError if the loss or the gradient stops being a number.
     """
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
-    watch = Progress(check_first_loss)
+    strategy = job.runtime.get("strategy", "data")
+    watch = Progress(check_first_loss, strategy)
     trainer.add_callback(watch)
     if look:
         trainer.add_callback(Before(trainer, look))
-    strategy = job.runtime.get("strategy", "data")
     shared = checkpoints.sharing(strategy)
     trainer.add_callback(checkpoints.Keeper(job.runtime["checkpoint_minutes"], shared))
     if trainer.accelerator.num_processes != ranks.count():
@@ -219,8 +228,6 @@ def train(
     first: dict[str, Any] = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
     seen = {key: float(value) for key, value in first.items() if key != "step"}
     losses = [float(entry["loss"]) for entry in logs]
-    if not losses or not all(math.isfinite(loss) for loss in losses):
-        raise InputError(f"training diverged: losses {losses}\nHint: lower the learning rate.")
     kept = {key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"}
     return {
         "steps": trainer.state.global_step,
@@ -250,26 +257,6 @@ def whole(trainer: Any, load: Callable[[], Any]) -> Any:
     if model.can_generate():
         found.generation_config = model.generation_config  # from no folder it has none of its own
     return found
-
-
-def dataset(rows: Iterable[dict[str, Any]], fits: Callable[[dict[str, Any]], bool]) -> tuple[Dataset, int]:
-    """(the rows that fit, as Arrow columns with token lists in int32; number of the others).
-
-    Rows are taken as they come, some thousands at a time, so that no more than 4 bytes a token stay: a Python list of
-    the same takes 8 to 36, and every process holds all rows.
-    """
-    tables, dropped, rest = [], 0, iter(rows)
-    while taken := list(islice(rest, ROWS_AT_ONCE)):
-        kept = [row for row in taken if fits(row)]
-        dropped += len(taken) - len(kept)
-        if kept:
-            columns = {name: [row[name] for row in kept] for name in kept[0]}
-            tokens = pa.list_(pa.int32())
-            tables.append(
-                pa.table({k: pa.array(v, tokens if isinstance(v[0], list) else None) for k, v in columns.items()})
-            )
-    # The fingerprint would be a digest of all rows; it names files of a cache, and what is in memory has none.
-    return Dataset(pa.concat_tables(tables), fingerprint="rows") if tables else Dataset.from_dict({}), dropped
 
 
 def fitting(rows: list[dict[str, Any]], columns: tuple[str, ...], longest: int) -> tuple[list[dict[str, Any]], int]:

@@ -39,7 +39,7 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
     assert run_stage(score_reference, SCORING, reference, scorer=policy, pairs=table)[0] == 0
     dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
     return {
-        "sft": (train_sft, TRAINING, {"base": policy, "dataset": conversations}),
+        "sft": (train_sft, {**TRAINING, "packing": False}, {"base": policy, "dataset": conversations}),
         "reward": (train_reward, TRAINING, {"init": policy, "dataset": preferences, "heldout": heldout}),
         "dpo": (
             train_dpo,

@@ -140,7 +140,7 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
 # What a forward pass keeps
 
 
-def kept(model, ids, mask, dtype):
+def kept(model, ids, where, dtype):
     """Bytes of all distinct tensors that TRL's loss on token log-probabilities keeps, beside the model's own."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held = {}
@@ -153,14 +153,14 @@ def kept(model, ids, mask, dtype):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "autocast"):
-            out = model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True, use_cache=False)
+            out = model(input_ids=ids, **where, labels=ids, fused_lm_head=True, use_cache=False)
         loss = out.log_probs.sum()
     total = sum(storage.nbytes() for storage in held.values())
     del loss
     return total
 
 
-def measured(arithmetic, rows, length, sizes, attention="sdpa", checkpointing=False, lora=None):
+def measured(arithmetic, rows, length, sizes, attention="sdpa", checkpointing=False, lora=None, packed=False):
     from trl.trainer.utils import add_fused_lm_head
 
     model = transformers.LlamaForCausalLM(config_of("Llama", sizes))
@@ -179,14 +179,27 @@ def measured(arithmetic, rows, length, sizes, attention="sdpa", checkpointing=Fa
     ids = torch.randint(0, sizes["vocabulary"], (rows, length))
     mask = torch.ones_like(ids)
     mask[1:, -3:] = 0
-    return kept(model.train(), ids, mask, arithmetic)
+    # Packed: one row, whose positions begin anew after a third.
+    parts = torch.cat([torch.arange(length // 3), torch.arange(length - length // 3)])[None]
+    return kept(model.train(), ids, {"position_ids": parts} if packed else {"attention_mask": mask}, arithmetic)
 
 
-def forecast(arithmetic, rows, length, sizes, attention="auto", checkpointing=False, lora=None):
+def forecast(arithmetic, rows, length, sizes, attention="auto", checkpointing=False, lora=None, packed=False):
     strategy = "zero2" if arithmetic == "bfloat16" else "data"
     dtype = "float32" if arithmetic == "float32" else "bfloat16"
     step = Training(
-        shape_of(sizes), rows, length, dtype, 1, strategy, lora, checkpointing, attention, accumulated=True, gpu=False
+        shape_of(sizes),
+        rows,
+        length,
+        dtype,
+        1,
+        strategy,
+        lora,
+        checkpointing,
+        packed,
+        attention,
+        accumulated=True,
+        gpu=False,
     )
     casts = 2 * step.shape.linear_parameters() if step.arithmetic == "autocast" and not checkpointing else 0
     return memory.activations(step) + casts
@@ -220,6 +233,13 @@ def test_under_checkpointing_only_what_comes_into_a_block_is_kept(arithmetic, ro
     assert said < 0.2 * forecast(arithmetic, rows, length, SMALL)
 
 
+@pytest.mark.parametrize("arithmetic", ["float32", "autocast", "bfloat16"])
+def test_a_block_of_several_rows_needs_a_mask_as_padded_rows_do(arithmetic):
+    real = measured(arithmetic, 1, 300, SMALL, packed=True)
+    assert forecast(arithmetic, 1, 300, SMALL, packed=True) == pytest.approx(real, rel=0.04)
+    assert forecast(arithmetic, 1, 300, SMALL) < 0.97 * real
+
+
 @pytest.mark.parametrize("arithmetic", ["float32", "autocast"])
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]], ids=len)
 def test_activations_with_adapters(arithmetic, targets):
@@ -250,6 +270,7 @@ BIG = {"hidden_size": 512, "intermediate_size": 1376, "layers": 8, "heads": 8, "
 BIG |= {"tied": True}
 SETTINGS = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 8, "schedule": "cosine", "warmup_ratio": 0.0}
 SETTINGS |= {"weight_decay": 0.0, "adam_beta2": 0.999, "max_length": 512, "seed": 1, "dtype": "float32", "lora": None}
+SETTINGS |= {"packing": False}
 
 
 def peak(stage, settings, output, **inputs):

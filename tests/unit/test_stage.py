@@ -266,3 +266,18 @@ def test_a_thread_that_a_library_leaves_behind_does_not_abort_a_stage_that_is_do
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.count("make_prompts ")) == (0, 1), done.stderr
+
+
+def test_other_processes_look_into_the_work_folder_only_when_what_was_old_is_gone(place, monkeypatch):
+    work = Path("out/work/copied")
+    work.mkdir(parents=True)
+    (work / "rows-1-of-2.arrow").write_text("of other settings")
+    seen = []
+
+    def agree(value):
+        seen.append(sorted(path.name for path in work.iterdir()))
+        return value
+
+    monkeypatch.setattr(stage.ranks, "agree", agree)
+    assert execute() == 0
+    assert seen == [["fingerprint.json", "lock"]]

@@ -263,8 +263,31 @@ def test_the_gates_tolerance_is_per_token(pairs, policy, tokenizer, dtype):
         train_dpo.gate(model, tokenizer, rows(2.0), dtype, device)
 
 
+@pytest.mark.parametrize(("dtype", "apart"), [("bfloat16", 0.3), ("float32", 5e-5)])
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_the_gate_lets_short_answers_scatter_as_rounding_lets_them(pairs, policy, tokenizer, dtype, apart, tokens):
+    model, device = models.load_policy(policy, "float32").eval(), torch.device("cpu")
+    ids = {"prompt_ids": pairs[0]["prompt_ids"], "chosen_ids": [5] * tokens, "rejected_ids": [6] * tokens}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        given = {
+            side: models.token_logprobs(model, [(ids["prompt_ids"], ids[f"{side}_ids"])], 0, device)[0]
+            for side in ("chosen", "rejected")
+        }
+
+    def rows(off):
+        """One answer of each side `off` nats per token away, the other ones not at all."""
+        away = [{f"ref_{side}_logps": value + off * tokens for side, value in given.items()}]
+        return [ids | row for row in away + 31 * [{f"ref_{side}_logps": value for side, value in given.items()}]]
+
+    mean = train_dpo.gate(model, tokenizer, rows(apart / math.sqrt(tokens)), dtype, device)
+    assert mean == pytest.approx(apart / math.sqrt(tokens) / 32, rel=0.05)
+    with pytest.raises(InputError, match=r"nats per token apart, allowed are .*ln 2"):
+        train_dpo.gate(model, tokenizer, rows(2 * apart / math.sqrt(tokens) + 1e-4), dtype, device)
+
+
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
-def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, policy, tokenizer, side):
+def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, policy, tokenizer, side, monkeypatch):
+    monkeypatch.setitem(train_dpo.GATE_MEAN, "bfloat16", 0.02)  # or it would take ten times as many answers
     model = models.load_policy(policy, "float32").eval()
     device, whole = torch.device("cpu"), len(pairs)
     pairs, given = 40 * pairs, {}
@@ -283,7 +306,7 @@ def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, polic
         ]
 
     allowed = train_dpo.GATE_MEAN["bfloat16"]
-    assert 3 * train_dpo.GATE_TOLERANCE["bfloat16"] / math.sqrt(sum(len(row[f"{side}_ids"]) for row in pairs)) < allowed
+    assert train_dpo.scatter("bfloat16", sum(len(row[f"{side}_ids"]) for row in pairs)) < allowed
     # Half of what was compared is off by so much, the other side by nothing.
     gap = train_dpo.gate(model, tokenizer, rows(0.8 * allowed, (1, 1)), "bfloat16", device)
     assert gap == pytest.approx(0.4 * allowed, rel=1e-3)
@@ -416,7 +439,7 @@ def test_nothing_that_fits_exits_2(train, pairs, capsys):
 
 
 def load(tables, weights, *parts, seed=1):
-    """Rows and counts of load_pairs for several tables."""
+    """Rows to train on and counts of load_pairs for several tables."""
     found = [tables(part) for part in parts]
     inputs = {"pairs": [pairs for pairs, _ in found], "reference": [known for _, known in found]}
     job = Job(
@@ -427,7 +450,7 @@ def load(tables, weights, *parts, seed=1):
         output=Path("unused"),
         work=Path("unused"),
     )
-    return train_dpo.load_pairs(job, None), job.counts
+    return list(train_dpo.token_rows(None, train_dpo.load_pairs(job))), job.counts
 
 
 def test_a_weight_below_one_uses_that_share_of_a_tables_rows(tables, pairs):

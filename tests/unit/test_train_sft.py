@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from scripts import train_sft
 from scripts.lib import artifact, chat, models, schemas, sft
@@ -17,6 +18,7 @@ SETTINGS = {
     "weight_decay": 0,
     "adam_beta2": 0.98,
     "max_length": 64,
+    "packing": False,
     "lora": None,
     "seed": 1,
     "dtype": "float32",
@@ -142,3 +144,26 @@ def test_the_same_inputs_give_the_same_bytes(train):
     assert digests[0] == digests[1]
     # The seed decides the order of the rows.
     assert artifact.digests_path(train(rows, "c", seed=2)[2]).read_text() != digests[0]
+
+
+# Packing
+
+
+def test_a_packed_step_is_the_step_of_the_same_rows_apart(train, batches):
+    turns = [("name one color", " ".join(COLORS[: 1 + i % 4]), "and one", COLORS[i % 4]) for i in range(8)]
+    rows = [conversation(i, *said) for i, said in enumerate(turns)]
+    _, apart, first = train(rows, "apart", batch_size=8)
+    assert len(batches) == 2 and all("attention_mask" in batch for batch in batches)
+    blocks = -(-sum(batch["attention_mask"].sum() for batch in batches).item() // 64)
+    batches.clear()
+    # All blocks in one optimizer step, one at a time.
+    _, packed, second = train(rows, "packed", {"train_micro_batch": 1}, batch_size=blocks, packing=True)
+    assert len(batches) == blocks < 8
+    assert all(batch["input_ids"].shape[0] == 1 and "attention_mask" not in batch for batch in batches)
+    assert sum((batch["position_ids"] == 0).sum().item() for batch in batches) == 8
+    assert packed["counts"] == {**apart["counts"], "blocks_trained": blocks}
+    assert packed["metrics"]["steps"] == apart["metrics"]["steps"] == 1
+    assert packed["metrics"]["first_loss"] == pytest.approx(apart["metrics"]["first_loss"], abs=1e-6)
+    one, two = (load_file(folder / "model.safetensors") for folder in (first, second))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, atol=1e-5, rtol=1e-4)

@@ -12,6 +12,8 @@ import types
 
 import pytest
 import torch
+from trl import SFTConfig
+from trl.trainer.base_trainer import _BaseTrainer
 
 from scripts import score_logprobs
 from scripts.lib import models, trackers, training
@@ -19,7 +21,7 @@ from scripts.lib.digest import ROOT
 from scripts.lib.errors import InputError
 from scripts.lib.stage import Job
 from tests.unit.conftest import RUNTIME
-from tests.unit.steps import STEPS
+from tests.unit.steps import STEPS, TRAINING
 from tests.unit.test_resume import OFTEN, die_at
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -109,49 +111,48 @@ def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
         assert json.loads((tmp_path / f"{name}.run.json").read_text())["attention"] == "eager"
 
 
-# Rows
-
-
-def test_rows_become_columns_of_int32_as_they_are_read():
-    read = []
-
-    def rows():
-        for number in range(2 * training.ROWS_AT_ONCE + 5):
-            read.append(number)
-            yield {"ids": list(range(number % 4)), "logps": -0.1 * number}
-
-    def fits(row):
-        assert len(read) <= (fitted[0] // training.ROWS_AT_ONCE + 1) * training.ROWS_AT_ONCE  # no more than it must
-        fitted[0] += 1
-        return len(row["ids"]) < 3
-
-    fitted = [0]
-    found, dropped = training.dataset(rows(), fits)
-    wanted = [number for number in read if number % 4 < 3]
-    assert (len(found), dropped) == (len(wanted), len(read) - len(wanted))
-    assert found["ids"][:] == [list(range(number % 4)) for number in wanted]
-    assert found["logps"][:] == [-0.1 * number for number in wanted]
-    assert (found.features["ids"].feature.dtype, found.features["logps"].dtype) == ("int32", "float64")
-    assert training.dataset(iter([]), fits)[1] == 0
+# A step that goes wrong
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
-def test_every_trainer_holds_four_bytes_a_token(tmp_path, run_stage, steps, monkeypatch, name):
+def test_a_loss_that_is_no_number_ends_the_step_where_it_happens(tmp_path, run_stage, steps, monkeypatch, capsys, name):
     module, settings, inputs = steps[name]
-    held, real = [], training.train
+    calls, real = [], _BaseTrainer.training_step
 
-    def train(trainer, *args):
-        held.append(trainer.train_dataset)
-        return real(trainer, *args)
+    def training_step(*args, **kwargs):
+        calls.append(1)
+        loss = real(*args, **kwargs)
+        return loss * float("nan") if len(calls) == 3 else loss
 
-    monkeypatch.setattr(training, "train", train)
-    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 0
-    (rows,) = held
-    kinds = {key: feature.feature.dtype for key, feature in rows.features.items() if hasattr(feature, "feature")}
-    assert kinds and set(kinds.values()) == {"int32"}
-    for column in kinds:
-        buffers = [buffer for chunk in rows.data.column(column).chunks for buffer in chunk.buffers() if buffer]
-        assert sum(buffer.size for buffer in buffers) < 4 * sum(map(len, rows[column])) + 8 * len(rows) + 256
+    monkeypatch.setattr(_BaseTrainer, "training_step", training_step)
+    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 2
+    assert "training diverged: loss is nan at step 3 of 8.\nHint: lower the learning rate" in capsys.readouterr().out
+    assert len(calls) == 3
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_gradient_that_is_no_number_ends_the_step(tmp_path, run_stage, steps, monkeypatch, capsys):
+    module, settings, inputs = steps["sft"]
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args, **kwargs: torch.tensor(float("inf")))
+    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 2
+    assert "training diverged: grad_norm is inf at step 1 of 8." in capsys.readouterr().out
+
+
+def test_long_runs_write_a_line_every_fifty_steps_and_short_ones_twenty(tmp_path):
+    def every(rows):
+        job = a_job(tmp_path, {**TRAINING, "epochs": 1}, **RUNTIME)
+        return training.arguments(SFTConfig, job, rows).logging_steps
+
+    assert [every(4 * steps) for steps in (8, 400, 1000, 72_500)] == [1, 20, 50, 50]
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_stops_the_step(tmp_path, run_stage, steps, monkeypatch, capsys):
+    module, settings, inputs = steps["sft"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_stage(module, settings, tmp_path / "model", {"device": "cuda"}, **inputs)[0] == 2
+    error = capsys.readouterr().out
+    assert f"runtime.device is cuda, but PyTorch {torch.__version__}, built with" in error
+    assert "Hint: an environment made on a machine without a GPU has no CUDA" in error
 
 
 # Trackers
