@@ -43,14 +43,15 @@ class Keeper(TrainerCallback):
         """Flush the files of the checkpoint that was just written, by all processes, then mark it."""
         self.saved = time.monotonic()
         ranks.wait()
-        if not ranks.first():
-            return
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for file in folder.rglob("*"):
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        artifact.write_json(folder / WHOLE, self.shared)
+        if ranks.first():
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            for file in folder.rglob("*"):
+                descriptor = os.open(file, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+            artifact.write_json(folder / WHOLE, self.shared)
+        # A hundred GB may take longer than the ten minutes that DeepSpeed's own groups wait for a process.
+        ranks.wait()
 
 
 def last_whole(folder: Path, shared: dict[str, Any]) -> str | None:

@@ -23,12 +23,22 @@ from transformers import (  # noqa: E402
 
 
 def prepare(runtime: dict[str, Any]) -> torch.device:
-    """Set the math threads and return the device that the runtime keys ask for."""
+    """Set the math threads and return the device that the runtime keys ask for.
+
+    Raises InputError where a GPU is asked for and PyTorch sees none: days on the cores of a GPU node would follow.
+    """
     if runtime.get("torch_threads"):
         torch.set_num_threads(runtime["torch_threads"])
     wanted = runtime.get("device", "auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise InputError(
+            f"runtime.device is cuda, but PyTorch {torch.__version__}, {built}, sees no GPU.\n"
+            "Hint: an environment made on a machine without a GPU has no CUDA: remove it, then `make .venv/ready "
+            "GPU=1`; or see whether nvidia-smi finds the driver; or set runtime.device to auto."
+        )
     return torch.device(wanted, ranks.local()) if wanted == "cuda" else torch.device(wanted)
 
 
@@ -167,7 +177,8 @@ def rewards(
 
     def in_float32(head: Any, given: Any, _: Any) -> torch.Tensor:
         bias = None if head.bias is None else head.bias.float()
-        return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
+        with torch.autocast(device.type, enabled=False):  # a model that was just trained brings its own
+            return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
 
     hook = model.get_submodule("score").register_forward_hook(in_float32)
     try:

@@ -177,6 +177,17 @@ def test_checkpointed_activations_give_adapters_the_same_gradients(tmp_path, run
     assert not changed(*folders, least=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
+def test_dropout_is_the_adapters_where_it_is_asked_for(tmp_path, run_stage, steps, trained, name):
+    module, settings, inputs = steps[name]
+    for dropout in (0, 0.25):
+        given = settings | {"lora": LORA | {"dropout": dropout}}
+        assert run_stage(module, given, tmp_path / str(dropout), **inputs)[0] == 0
+        trainer, _ = trained.pop()
+        found = {part.p for part in trainer.model.modules() if isinstance(part, torch.nn.Dropout)}
+        assert found == ({0.25} if dropout else set())
+
+
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "query"]])
 def test_targets_that_the_model_does_not_have_are_named(policy, targets):
     with pytest.raises(

@@ -1,5 +1,7 @@
 """Steps that are killed and started again: the same losses, the same weights, each response once."""
 
+import types
+
 import polars as pl
 import pytest
 import torch
@@ -92,6 +94,17 @@ def test_a_checkpoint_of_another_sharing_is_thrown_away_with_a_line(
 def test_what_sharing_says_are_the_processes_that_there_are(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert checkpoints.sharing("zero3") == {"strategy": "zero3", "processes": 4}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_no_process_trains_on_before_the_first_has_a_checkpoint_on_disk(tmp_path, monkeypatch, first):
+    folder, seen = tmp_path / "checkpoint-3", []
+    folder.mkdir()
+    monkeypatch.setattr(checkpoints.ranks, "first", lambda: first)
+    monkeypatch.setattr(checkpoints.ranks, "wait", lambda: seen.append((folder / checkpoints.WHOLE).exists()))
+    args, state = types.SimpleNamespace(output_dir=tmp_path), types.SimpleNamespace(global_step=3)
+    checkpoints.Keeper(1, {"strategy": "zero2"}).on_save(args, state, None)
+    assert seen == [False, first]
 
 
 def test_no_checkpoint_is_saved_before_its_time(tmp_path, run_stage, steps, monkeypatch):

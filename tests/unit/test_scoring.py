@@ -144,6 +144,15 @@ def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(reward_model, t
     assert model(input_ids=torch.tensor([sequences[0]])).logits.dtype == torch.bfloat16
 
 
+def test_rewards_of_a_model_that_was_just_trained_under_autocast_are_not_rounded(reward_model, tokenizer):
+    model, sequences = models.load_reward(reward_model, "float32").eval(), [[1, 20, 21, 22, 23, 5]]
+    model.score.weight.data *= 50
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = models.rewards(model, tokenizer, sequences, torch.device("cpu"))
+    assert found != torch.tensor(found).bfloat16().item()
+    assert found == pytest.approx(models.rewards(model, tokenizer, sequences, torch.device("cpu"))[0], rel=0.05)
+
+
 def test_rewards_of_a_float32_model_are_the_models_own_to_the_last_bit(reward_model, tokenizer):
     model = models.load_reward(reward_model, "float32").eval()
     sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 5]]
