@@ -14,7 +14,7 @@ import polars as pl
 from scripts.lib import schemas, stage
 from scripts.lib.digest import text_sha256
 from scripts.lib.errors import InputError
-from scripts.lib.responses import joined
+from scripts.lib.responses import candidates, joined
 from scripts.lib.seeds import derive_seed
 
 Row = dict[str, Any]
@@ -74,18 +74,19 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
 def run(job: stage.Job) -> None:
     """Build one table of pairs from all shards of rollouts and rewards."""
     by_prompt: dict[str, list[Row]] = {}
-    rows = joined(job)
+    table = joined(job)
+    rows = candidates(table)
     for row in rows:
         row["score"] = penalised(row, job.settings)
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     pairs: list[Row] = []
     dropped: dict[str, int] = {}
-    for prompt, candidates in by_prompt.items():
-        found = choose([row for row in candidates if row["trainable"]], job.settings)
+    for prompt, responses in by_prompt.items():
+        found = choose([row for row in responses if row["trainable"]], job.settings)
         if isinstance(found, str):
             dropped[found] = dropped.get(found, 0) + 1
             continue
-        chosen, rejected = found
+        chosen, rejected = (row | table.row(row["row"], named=True) for row in found)
         pairs.append(
             {
                 "pair_id": text_sha256(f"{prompt} {chosen['k']} {rejected['k']}")[:16],

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import polars as pl
+
 from scripts.lib import stage
 from scripts.lib.errors import InputError
-from scripts.lib.responses import engine_gap, joined
+from scripts.lib.responses import candidates, engine_gap, joined
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -31,7 +33,8 @@ def run(job: stage.Job) -> None:
     from scripts.lib import models, sft
 
     device = models.prepare(job.runtime)
-    responses = joined(job)
+    table = joined(job)
+    responses = candidates(table)
     best, none_complete = best_responses(responses)
     if not best:
         raise InputError(
@@ -40,8 +43,8 @@ def run(job: stage.Job) -> None:
         )
     tokenizer = models.load_tokenizer(job.input("start"))
 
-    def rows_of(some: list[dict[str, Any]]) -> Iterator[dict[str, list[int]]]:
-        for row in some:
+    def rows_of(some: pl.DataFrame) -> Iterator[dict[str, list[int]]]:
+        for row in some.iter_rows(named=True):
             prompt, response = row["prompt_ids"], row["token_ids"]
             yield sft.row(prompt + response, [0] * len(prompt) + [1] * len(response))
 
@@ -51,7 +54,7 @@ def run(job: stage.Job) -> None:
         "dropped_none_complete": none_complete,
     }
     job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best)), **engine_gap(job)}
-    sft.fine_tune(job, job.input("start"), tokenizer, best, rows_of, device)
+    sft.fine_tune(job, job.input("start"), tokenizer, table[[row["row"] for row in best]], rows_of, device)
     job.note = f"best of K for {len(best)} prompts, mean reward {job.metrics['best_reward']:.3f}"
 
 

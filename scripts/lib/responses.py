@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import polars as pl
+
 from scripts.lib import schemas, stage
 from scripts.lib.errors import InputError
 
+# What a choice among responses does without: Python's lists of a table's tokens take ten times what the table does.
+AT_LENGTH = ("messages", "metadata", "prompt_ids", "token_ids", "objectives")
 
-def joined(job: stage.Job) -> list[dict[str, Any]]:
+
+def joined(job: stage.Job) -> pl.DataFrame:
     """Rollouts with their rewards, in order. Raises InputError if any (prompt_id, k) lacks its counterpart."""
     rollouts = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
     rewards = schemas.read_table(job.inputs["rewards"], schemas.REWARDS)
@@ -19,7 +24,12 @@ def joined(job: stage.Job) -> list[dict[str, Any]]:
             f"{rollouts.height} rollouts and {rewards.height} rewards share {together.height} (prompt_id, k).\n"
             "Hint: the rewards belong to other rollouts; delete them and run Snakemake."
         )
-    return together.to_dicts()
+    return together
+
+
+def candidates(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """What a choice needs of each response, and `row`, its row in the table."""
+    return table.drop(AT_LENGTH).with_row_index("row").to_dicts()
 
 
 def engine_gap(job: stage.Job) -> dict[str, float]:
