@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts import sample_rollouts, score_logprobs
-from scripts.lib import chat, models, schemas
+from scripts.lib import chat, engine_vllm, models, schemas
 from scripts.lib.engine_transformers import PerRowSampling, TransformersEngine, keep_nucleus
 from scripts.lib.seeds import derive_seed
 from scripts.sample_rollouts import Request
@@ -329,14 +329,16 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_runtime(sample):
 class FakeVllm:
     """Modules `vllm`, …: a response is the prompt's last but one id, then `finish`; the last one asked ends first."""
 
-    def __init__(self, finish, swallow=False, on_cpu=True, reason=None):
+    def __init__(self, finish, swallow=False, on_cpu=True, reason=None, error=None):
         self.finish, self.swallow, self.on_cpu, self.reason = finish, swallow, on_cpu, reason
         self.engine, self.prompts, self.parameters, self.most = None, [], [], 0
         fake, waiting = self, []
 
         class LLM:
             def __init__(self, **given):
-                fake.engine = given
+                if error:
+                    raise error
+                fake.engine, fake.environment = given, dict(os.environ)
                 limits = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=4))
                 self.llm_engine = types.SimpleNamespace(add_request=add, step=step, vllm_config=limits)
 
@@ -398,6 +400,7 @@ def test_vllm_gets_token_ids_and_one_seed_per_request(sample, fake_vllm, stops, 
     assert (fake.engine["dtype"], fake.engine["max_model_len"]) == ("float32", 64 + 9)
     # The model's own generation_config must not change the sampling behind the settings' back.
     assert fake.engine["generation_config"] == "vllm"
+    assert fake.environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert fake.prompts == [{"prompt_token_ids": row["prompt_ids"]} for row in rows]
     assert [p.seed for p in fake.parameters] == [derive_seed(1, row["prompt_id"], row["k"]) for row in rows]
     assert [p.temperature for p in fake.parameters] == [1.0, 0.7] * 5
@@ -438,6 +441,29 @@ def test_a_response_that_the_engine_gave_up_is_no_response(sample, fake_vllm, st
     fake_vllm(finish=[stops[0], stops[0]], reason="abort")
     assert sample(engine="vllm", k=2)[0] == 1
     assert "ended a response with 'abort'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Ninja build failed: nvcc not found"), ValueError("bad config.json")])
+def test_what_no_setting_decides_is_shown_as_it_is(sample, fake_vllm, stops, capsys, error):
+    fake_vllm(finish=[stops[0], stops[0]], error=error)
+    assert sample(engine="vllm", k=2)[0] == 1
+    said = capsys.readouterr()
+    assert "Traceback" in said.err and str(error) in said.err
+    assert "Hint" not in said.err + said.out
+
+
+def test_memory_that_a_gpu_lacks_is_a_matter_of_the_share_that_vllm_takes():
+    for message in (
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "Free memory on device cuda:0 (1.0/79.2 GiB) on startup is less than desired GPU memory utilization (0.9, 71)",
+    ):
+        assert engine_vllm._deciding(message, on_cpu=False) == ["runtime.vllm_memory"]
+    # A cache that is too small for one response: a larger share, or shorter responses.
+    message = "To serve at least one request with the model's max seq len (8192) … increasing `gpu_memory_utilization`"
+    assert engine_vllm._deciding(message, on_cpu=False) == [
+        "max_prompt_tokens or max_new_tokens",
+        "runtime.vllm_memory",
+    ]
 
 
 def test_an_engine_for_another_kind_of_machine_is_refused(sample, fake_vllm, stops, capsys):
