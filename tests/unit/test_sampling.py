@@ -105,6 +105,18 @@ def test_temperature_zero_is_the_argmax_decoding_of_plain_transformers(engine, r
         assert response.token_ids == whole[0, ids.shape[1] :].tolist()
 
 
+def test_the_models_own_generation_config_changes_no_draw(requests, stops, tmp_path, tokenizer, save_model):
+    found = []
+    for name, generation in {"plain": {}, "penalised": {"repetition_penalty": 3.0, "min_new_tokens": 7}}.items():
+        folder = save_model(tmp_path / name, tokenizer, generation=generation)
+        kept = models.generation_config(folder)
+        assert all(getattr(kept, key) == value for key, value in generation.items())
+        runtime = {"generate_batch": 64, "score_tokens": 512}
+        engine = TransformersEngine(folder, {"dtype": "float32"}, runtime, stops, torch.device("cpu"))
+        found.append(drawn(engine, [*requests, *(dataclasses.replace(each, temperature=0) for each in requests)]))
+    assert found[0] == found[1]
+
+
 def test_greedy_and_sampled_rows_do_not_disturb_each_other_in_a_batch(engine, requests):
     mixed = [dataclasses.replace(request, temperature=0 if i % 2 else 1.0) for i, request in enumerate(requests)]
     assert drawn(engine, mixed) == [drawn(engine, [r])[0] for r in mixed]

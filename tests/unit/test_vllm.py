@@ -32,9 +32,12 @@ raise SystemExit(sample_rollouts.main())
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, save_model, tokenizer, prompts):
-    """A policy whose heads are as wide as vLLM's kernels want them, and a folder for results."""
+    """A policy whose heads are as wide as vLLM's kernels want them, and a folder for results.
+
+    Its own file asks for a penalty that neither engine may apply (test_sampling.py says what transformers then draws).
+    """
     root = tmp_path_factory.mktemp("vllm")
-    save_model(root / "sft" / "policy", tokenizer, hidden_size=64)
+    save_model(root / "sft" / "policy", tokenizer, hidden_size=64, generation={"repetition_penalty": 3.0})
     (root / "prompts").mkdir()
     (root / "prompts" / "set-1.parquet").write_bytes(prompts.read_bytes())
     return root
