@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts import sample_rollouts, score_logprobs
-from scripts.lib import chat, engine_vllm, models, schemas
+from scripts.lib import chat, engine_vllm, models, schemas, work
+from scripts.lib.chunks import Chunks
 from scripts.lib.engine_transformers import PerRowSampling, TransformersEngine, keep_nucleus
 from scripts.lib.seeds import derive_seed
 from scripts.sample_rollouts import Request
@@ -441,6 +442,51 @@ def test_vllm_computes_log_probabilities_of_the_responses_that_are_checked_only(
     assert sorted(row["seed"] for row in rows if row["logprob"] is not None) == chosen
     assert sorted(p.seed for p in fake.parameters if p.logprobs == 0) == chosen
     assert {p.logprobs for p in fake.parameters} <= {None, 0}
+
+
+def test_an_engine_passes_over_shards_that_only_lack_their_table_and_gives_them_back(
+    sample, fake_vllm, stops, tmp_path, capsys
+):
+    # Five prompts in shards of two. The first engine draws the second shard too, but its own table is lost then.
+    given = {"engine": "vllm", "k": 2, "prompts": 2, "runtime": {"shards_per_engine": 2}}
+    fake_vllm(finish=[stops[0], stops[0]])
+    assert sample(**given)[0] == 0
+    for path in tmp_path.glob("0.*"):
+        path.unlink()
+    fake, free = fake_vllm(finish=[stops[0], stops[0]]), []
+
+    class Looking(list):
+        def append(self, prompt):
+            with work.borrowed(tmp_path / "work" / "1") as held:
+                free.append(held)
+            super().append(prompt)
+
+    fake.prompts = Looking()
+    capsys.readouterr()
+    assert sample(**given)[0] == 0
+    # Its own four and the two of the third shard, which takes the place that the second one does not need.
+    assert len(fake.prompts) == 6
+    assert "goes on with another shard, 2 responses" in capsys.readouterr().err
+    # The second one's step may come in at any time, also while the engine is at the third.
+    assert free == [True] * 6
+
+
+def test_a_shard_that_is_whole_is_on_disk_though_the_engine_is_killed_over_the_next(tmp_path):
+    class Killed:
+        def generate(self, requests):
+            asked = list(requests)
+            assert len(asked) == 4
+            yield {0: sample_rollouts.Response([5], "stop", None), 1: sample_rollouts.Response([6], "stop", None)}
+            raise KeyboardInterrupt
+
+    def shard(name):
+        wanted = [Request([1], 1.0, 1.0, 4, seed) for seed in (1, 2)]
+        return sample_rollouts.Shard([], wanted, Chunks(tmp_path / name, minutes=10), 2, 0)
+
+    job = types.SimpleNamespace(facts={})
+    with pytest.raises(KeyboardInterrupt):
+        sample_rollouts.sample(job, Killed(), shard("own"), iter([shard("borrowed")]))
+    assert [row["token_ids"] for row in Chunks(tmp_path / "own", minutes=10).rows.values()] == [[5], [6]]
 
 
 def test_a_prompt_that_gains_a_token_inside_the_engine_is_refused(sample, fake_vllm, stops, capsys):
