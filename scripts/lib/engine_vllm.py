@@ -66,10 +66,10 @@ class VllmEngine:
                 f"engine vllm: {error}\nHint: `make rollout-env` makes the environment, `runtime.rollout_python` names "
                 "another; or set engine: transformers."
             ) from error
-        _check_platform(on_cpu)
+        processor = _check_platform(on_cpu)
         try:
             # Several engines that compile the same thing at once would write over each other's cache.
-            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__):
+            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__, processor):
                 self.llm = vllm.LLM(**own)
         except (ValueError, RuntimeError) as error:  # the second where memory runs out, or from workers of several GPUs
             if not (deciding := _deciding(str(error), on_cpu)):
@@ -133,8 +133,11 @@ class VllmEngine:
         return Response(ids, "stop" if ids and ids[-1] in self.stops else "length", total)
 
 
-def _check_platform(on_cpu: bool) -> None:
-    """Raise InputError if this vLLM computes elsewhere than `runtime.device` says: on cores, say, while a GPU idles."""
+def _check_platform(on_cpu: bool) -> str:
+    """The name of the GPU that vLLM computes on, or `cpu`.
+
+    Raises InputError if that is elsewhere than `runtime.device` says: on cores, say, while a GPU idles.
+    """
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() != on_cpu:
@@ -144,6 +147,7 @@ def _check_platform(on_cpu: bool) -> None:
             "Hint: `make rollout-env` takes the kind of the machine it runs on, GPU=1 or GPU=0 says it; or set "
             "runtime.device."
         )
+    return str(current_platform.get_device_name())
 
 
 def _deciding(message: str, on_cpu: bool) -> list[str]:

@@ -367,7 +367,8 @@ class FakeVllm:
 
         names = ("vllm", "vllm.inputs", "vllm.sampling_params", "vllm.platforms")
         self.modules = {name: types.ModuleType(name) for name in names}
-        self.modules["vllm.platforms"].current_platform = types.SimpleNamespace(is_cpu=lambda: self.on_cpu)
+        platform = types.SimpleNamespace(is_cpu=lambda: self.on_cpu, get_device_name=lambda: "cpu")
+        self.modules["vllm.platforms"].current_platform = platform
         self.modules["vllm"].LLM, self.modules["vllm"].__version__ = LLM, "0"
         self.modules["vllm"].SamplingParams = lambda **given: types.SimpleNamespace(**given)
         self.modules["vllm.sampling_params"].RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final")

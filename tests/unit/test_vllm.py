@@ -1,6 +1,7 @@
 """The real vLLM, in the environment that `make rollout-env` makes: with CPU kernels where there is no GPU."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -134,6 +135,24 @@ def test_the_words_by_which_it_is_known_what_decides_are_still_its_own():
     source = "".join(file.read_text() for file in PYTHON.parents[1].glob("lib/*/site-packages/vllm/[cv]*/**/*.py"))
     words = (*engine_vllm.LENGTH, *engine_vllm.MEMORY, *engine_vllm.PARALLEL)
     assert [each for each in words if each not in source] == []
+
+
+def test_what_it_caches_is_keyed_by_what_the_lock_is_keyed_by(world, tmp_path):
+    # Engines that share a lock share a cache; one for another folder compiles by itself, though it is the same model.
+    shutil.copytree(world / "sft" / "policy", tmp_path / "policy")
+    code = """
+import sys
+from scripts.lib.compile_cache import NOT_COMPILED
+from vllm import EngineArgs
+one = {"model": sys.argv[1], "seed": 1, "gpu_memory_utilization": 0.5, "dtype": "float32"}
+other = {"model": sys.argv[2], "seed": 2, "gpu_memory_utilization": 0.6, "dtype": "bfloat16"}
+keys = {name: EngineArgs(**one | {name: other[name]}).create_engine_config().compute_hash() for name in one}
+own = EngineArgs(**one).create_engine_config().compute_hash()
+print(sorted(NOT_COMPILED) == sorted(name for name in keys if keys[name] == own))
+"""
+    command = [str(PYTHON), "-c", code, str(world / "sft" / "policy"), str(tmp_path / "policy")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
 
 
 def drawn(rows):
