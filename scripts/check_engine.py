@@ -53,7 +53,7 @@ def run(job: stage.Job) -> None:
     job.counts = {"responses_in": everything.height, "responses_compared": len(table)}
     job.metrics = gaps(table)
     tolerance = job.runtime["engine_tolerance"] or TOLERANCE[job.settings["dtype"]]
-    if job.metrics["absolute_gap"] > tolerance:
+    if not job.metrics["absolute_gap"] <= tolerance:  # so that NaN is refused too
         raise InputError(
             f"gate: engine and trainer differ by {job.metrics['absolute_gap']:.2g} nats per token in the mean of "
             f"{len(table)} responses (signed {job.metrics['gap']:+.2g}, largest {job.metrics['largest_gap']:.2g}); "

@@ -10,7 +10,7 @@ responses in their own steps' work folders, where these find them.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,16 +130,13 @@ def run(job: stage.Job) -> None:
     tokenizer = models.load_tokenizer(job.input("policy"))
     stops = chat.stop_ids(tokenizer, models.generation_config(job.input("policy")))
     minutes = job.runtime["checkpoint_minutes"]
-    own = shard_of(job.settings, everything, tokenizer, job.work, minutes, table)
+
+    def shard_in(folder: Path, settings: dict[str, Any]) -> Shard:
+        return shard_of(settings, everything, tokenizer, folder, minutes, table)
+
+    own = shard_in(job.work, job.settings)
     if own.missing():
-
-        def others() -> Iterator[Shard]:
-            for settings, folder, held in free_shards(job, len(everything)):
-                shard = shard_of(settings, everything, tokenizer, folder, minutes, table)
-                shard.held = held
-                yield shard
-
-        sample(job, load_engine(job, device, stops), own, others())
+        sample(job, load_engine(job, device, stops), own, free_shards(job, len(everything), shard_in))
     responses = [Response(**own.chunks.rows[i]) for i in range(len(own.requests))]
     rows = [
         row(prompt, k, request, response, tokenizer, stops)
@@ -164,7 +161,8 @@ def run(job: stage.Job) -> None:
 def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) -> None:
     """Draw what is missing of a shard, then of others while there are some; each response goes to its own shard.
 
-    Another step's shard is given back as soon as it is whole: that step may be waiting for it.
+    A shard is written as soon as it is whole, not to be lost with the others, and another step's is given back: that
+    step may be waiting for it.
     """
     places: list[tuple[Shard, int]] = []
     taken = [own]
@@ -182,9 +180,9 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
             own_rows = {places[at][1]: asdict(r) for at, r in found.items() if places[at][0] is shard}
             if own_rows:
                 shard.chunks.add(own_rows)
-            if own_rows and shard is not own and len(shard.chunks.rows) == len(shard.requests):
+            if own_rows and len(shard.chunks.rows) == len(shard.requests):
                 shard.chunks.flush()
-                shard.held.close()
+                shard.held.close()  # of our own, the stage keeps the lock
         done = sum(len(shard.chunks.rows) for shard in taken)
         total = sum(len(shard.requests) for shard in taken)
         tokens = sum(len(response.token_ids) for response in found.values())
@@ -203,8 +201,8 @@ def _missing(shard: Shard, places: list[tuple[Shard, int]]) -> Iterator[Request]
         yield shard.requests[i]
 
 
-def free_shards(job: stage.Job, prompts: int) -> Iterator[tuple[dict[str, Any], Path, ExitStack]]:
-    """(settings, work folder, lock) of shards after this one that are neither made nor being made.
+def free_shards(job: stage.Job, prompts: int, shard_in: Callable[[Path, dict[str, Any]], Shard]) -> Iterator[Shard]:
+    """Shards after this one that are neither made nor being made and lack responses, each with its lock.
 
     Looked up when the engine has taken this one's last requests: by then the steps that started beside it hold theirs.
     """
@@ -227,8 +225,13 @@ def free_shards(job: stage.Job, prompts: int) -> Iterator[tuple[dict[str, Any], 
             held.close()
             continue
         work.claim(folder, made_of)
+        shard = shard_in(folder, settings)
+        if not shard.missing():  # only its table is left to write, which its own step does without an engine
+            held.close()
+            continue
+        shard.held = held
         wanted -= 1
-        yield settings, folder, held
+        yield shard
 
 
 def _stands(table: Path, made_of: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from scripts.lib import models
 from scripts.sample_rollouts import Request, Response
@@ -64,6 +64,9 @@ class TransformersEngine:
     ) -> None:
         self.tokenizer = models.load_tokenizer(policy)
         self.model = models.load_policy(policy, settings["dtype"], device, attention).eval()
+        # `generate` would fill in what its caller leaves open, such as a repetition penalty, from the model's own file.
+        # Samples are the policy's distribution under the settings and nothing else; `stops` is all that is taken of it.
+        self.model.generation_config = GenerationConfig()
         self.stops, self.device = stops, device
         self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
@@ -94,13 +97,12 @@ class TransformersEngine:
                 input_ids=ids.to(self.device),
                 attention_mask=attention.to(self.device),
                 logits_processor=LogitsProcessorList([PerRowSampling(requests, self.stops, self.device)]),
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                max_new_tokens=max(request.max_new_tokens for request in requests),
-                eos_token_id=self.stops,
-                pad_token_id=self.pad,
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max(request.max_new_tokens for request in requests),
+                    eos_token_id=self.stops,
+                    pad_token_id=self.pad,
+                ),
             )
         return [self._until_stop(row) for row in generated[:, longest:].tolist()]
 

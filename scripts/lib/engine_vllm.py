@@ -22,12 +22,18 @@ ENVIRONMENT = {
     # memory, while the GPU's slot and the step's lock are free.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of several GPUs; torch has touched the first one already
+    # FlashInfer's sampler is compiled at the start, which takes a CUDA toolkit (vllm issue 49497). It draws for no
+    # request with a seed of its own, and ours all have one.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # steps that run side by side would all be bound to the same cores
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
 CPU_BATCHED_TOKENS = 4096
+# What vLLM's message speaks of, and the settings that decide it.
+LENGTH, PARALLEL = ("max_model_len (", "max seq len"), ("tensor parallel size", "World size (")
+MEMORY = ("memory utilization", "`gpu_memory_utilization`", "out of memory", "KVCACHE_SPACE")
 
 
 class VllmEngine:
@@ -60,15 +66,16 @@ class VllmEngine:
                 f"engine vllm: {error}\nHint: `make rollout-env` makes the environment, `runtime.rollout_python` names "
                 "another; or set engine: transformers."
             ) from error
-        _check_platform(on_cpu)
+        processor = _check_platform(on_cpu)
         try:
             # Several engines that compile the same thing at once would write over each other's cache.
-            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__):
+            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__, processor):
                 self.llm = vllm.LLM(**own)
-        except (ValueError, RuntimeError) as error:  # the second from the workers of several GPUs
+        except (ValueError, RuntimeError) as error:  # the second where memory runs out, or from workers of several GPUs
+            if not (deciding := _deciding(str(error), on_cpu)):
+                raise  # a bug, or this machine's: its traceback says more than a hint at settings would
             raise InputError(
-                f"engine vllm does not take this sampling: {error}\nHint: max_prompt_tokens, max_new_tokens, "
-                "runtime.vllm_memory and runtime.vllm_tensor_parallel decide."
+                f"engine vllm does not take this sampling: {error}\nHint: change {' or '.join(deciding)}."
             ) from error
         # Twice what runs at once: even when all of it ends in one step there are as many waiting.
         self.window = 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
@@ -126,8 +133,11 @@ class VllmEngine:
         return Response(ids, "stop" if ids and ids[-1] in self.stops else "length", total)
 
 
-def _check_platform(on_cpu: bool) -> None:
-    """Raise InputError if this vLLM computes elsewhere than `runtime.device` says: on cores, say, while a GPU idles."""
+def _check_platform(on_cpu: bool) -> str:
+    """The name of the GPU that vLLM computes on, or `cpu`.
+
+    Raises InputError if that is elsewhere than `runtime.device` says: on cores, say, while a GPU idles.
+    """
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() != on_cpu:
@@ -137,6 +147,17 @@ def _check_platform(on_cpu: bool) -> None:
             "Hint: `make rollout-env` takes the kind of the machine it runs on, GPU=1 or GPU=0 says it; or set "
             "runtime.device."
         )
+    return str(current_platform.get_device_name())
+
+
+def _deciding(message: str, on_cpu: bool) -> list[str]:
+    """The settings that decide what vLLM complains about; none if it is no matter of settings."""
+    found = {
+        "max_prompt_tokens or max_new_tokens": LENGTH,
+        "runtime.vllm_cpu_cache_gib" if on_cpu else "runtime.vllm_memory": MEMORY,
+        "runtime.vllm_tensor_parallel": PARALLEL,
+    }
+    return [settings for settings, words in found.items() if any(word in message for word in words)]
 
 
 def _prepare_cpu(runtime: dict[str, Any], longest: int) -> dict[str, Any]:

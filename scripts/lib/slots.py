@@ -14,6 +14,7 @@ from pathlib import Path
 from scripts.lib.progress import progress
 
 WAIT_SECONDS = 1.0
+DEVICES = Path("/dev")  # where the driver puts nvidia0, nvidia1, …
 
 
 def folder() -> Path:
@@ -22,13 +23,21 @@ def folder() -> Path:
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all that the driver lists; none without a driver."""
+    """The GPUs that this process may use: CUDA_VISIBLE_DEVICES, or all that the driver lists; none without a driver.
+
+    Raises SystemExit if there are GPUs that cannot be listed: steps side by side would all take the first one.
+    """
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name.strip() for name in listed.split(",") if name.strip()]
     try:
         shown = subprocess.run(["nvidia-smi", "--list-gpus"], check=True, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        if found := sorted(path.name for path in DEVICES.glob("nvidia[0-9]*")):
+            raise SystemExit(
+                f"{', '.join(found)} in {DEVICES}, but they cannot be listed: {error}\n"
+                "Hint: set CUDA_VISIBLE_DEVICES to the GPUs that may be used, such as 0,1; empty for none."
+            ) from error
         return []
     return [str(i) for i, line in enumerate(shown.stdout.splitlines()) if line.startswith("GPU ")]
 
@@ -37,7 +46,8 @@ def take(wanted: int) -> list[int]:
     """Wait for `wanted` free GPUs, make only them visible, and keep their locks open for the processes that follow.
 
     Returns the descriptors of the locks. On a machine without GPUs nothing is taken; the stage then uses the
-    processor, or says that it cannot. Raises SystemExit if the machine has GPUs, but fewer than wanted.
+    processor, or says that it cannot. Raises SystemExit if the machine has GPUs, but fewer than wanted, or such as
+    cannot be listed.
     """
     names = visible()
     if not names:

@@ -32,13 +32,10 @@ def locked(folder: Path) -> Iterator[int]:
     """
     waited = 0
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the holder has just finished and cleared the folder
+        if (descriptor := _opened(folder)) is None:
             continue
         try:
-            waited += _acquire(descriptor, folder / LOCK)
+            waited += _acquire(descriptor)
             if _still_there(descriptor, folder / LOCK):
                 _sign(descriptor)
                 try:
@@ -59,10 +56,7 @@ def borrowed(folder: Path) -> Iterator[bool]:
 
     What is put into it is left for its own step.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:  # its step has just finished
+    if (descriptor := _opened(folder)) is None:
         yield False
         return
     try:
@@ -78,6 +72,23 @@ def borrowed(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def _opened(folder: Path) -> int | None:
+    """The lock file of a folder, both made where missing; None if a neighbour who is done clears it, or what is above.
+
+    A folder that goes while it is made looks missing at one moment and there at the next, so both errors mean that.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return None
+    except FileExistsError as error:
+        place = Path(error.filename)
+        if place.is_file() or place.is_symlink():  # what stands where a folder should be, or leads nowhere, stays
+            raise
+        return None
+
+
 def _sign(descriptor: int) -> None:
     """Say who holds a lock."""
     os.truncate(descriptor, 0)
@@ -89,11 +100,11 @@ def _kept(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in (LOCK, FINGERPRINT)]
 
 
-def _acquire(descriptor: int, path: Path) -> int:
+def _acquire(descriptor: int) -> int:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = path.read_text().strip() or "another process"
+        holder = os.pread(descriptor, 1000, 0).decode().strip() or "another process"  # by name it may be gone by now
         progress(f"{holder} is making this, left by an earlier build or for several shards; waiting for it")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return 1

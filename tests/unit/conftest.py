@@ -55,7 +55,10 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def save_model():
-    """Write a tiny Llama of one layer with random weights: save_model(folder, tokenizer, seed, kind) → folder."""
+    """Write a tiny Llama of one layer with random weights: save_model(folder, tokenizer, seed, kind) → folder.
+
+    `generation` goes into its generation_config.json.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -63,7 +66,7 @@ def save_model():
 
     torch.set_num_threads(1)
 
-    def save(folder, tokenizer, seed=1, kind=LlamaForCausalLM, **config):
+    def save(folder, tokenizer, seed=1, kind=LlamaForCausalLM, generation=None, **config):
         torch.manual_seed(seed)
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
@@ -72,6 +75,8 @@ def save_model():
         if kind is LlamaForSequenceClassification:
             given["num_labels"] = 1
         model = kind(LlamaConfig(**given))
+        if generation:
+            model.generation_config.update(**generation)
         artifact.write_model(folder, lambda temporary: models.save(model, tokenizer, temporary, "float32"))
         return folder
 

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts import sample_rollouts, score_logprobs
-from scripts.lib import chat, models, schemas
+from scripts.lib import chat, engine_vllm, models, schemas, work
+from scripts.lib.chunks import Chunks
 from scripts.lib.engine_transformers import PerRowSampling, TransformersEngine, keep_nucleus
 from scripts.lib.seeds import derive_seed
 from scripts.sample_rollouts import Request
@@ -103,6 +104,18 @@ def test_temperature_zero_is_the_argmax_decoding_of_plain_transformers(engine, r
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, eos_token_id=stops
             )
         assert response.token_ids == whole[0, ids.shape[1] :].tolist()
+
+
+def test_the_models_own_generation_config_changes_no_draw(requests, stops, tmp_path, tokenizer, save_model):
+    found = []
+    for name, generation in {"plain": {}, "penalised": {"repetition_penalty": 3.0, "min_new_tokens": 7}}.items():
+        folder = save_model(tmp_path / name, tokenizer, generation=generation)
+        kept = models.generation_config(folder)
+        assert all(getattr(kept, key) == value for key, value in generation.items())
+        runtime = {"generate_batch": 64, "score_tokens": 512}
+        engine = TransformersEngine(folder, {"dtype": "float32"}, runtime, stops, torch.device("cpu"))
+        found.append(drawn(engine, [*requests, *(dataclasses.replace(each, temperature=0) for each in requests)]))
+    assert found[0] == found[1]
 
 
 def test_greedy_and_sampled_rows_do_not_disturb_each_other_in_a_batch(engine, requests):
@@ -329,14 +342,16 @@ def test_the_same_settings_give_the_same_bytes_whatever_the_runtime(sample):
 class FakeVllm:
     """Modules `vllm`, …: a response is the prompt's last but one id, then `finish`; the last one asked ends first."""
 
-    def __init__(self, finish, swallow=False, on_cpu=True, reason=None):
+    def __init__(self, finish, swallow=False, on_cpu=True, reason=None, error=None):
         self.finish, self.swallow, self.on_cpu, self.reason = finish, swallow, on_cpu, reason
         self.engine, self.prompts, self.parameters, self.most = None, [], [], 0
         fake, waiting = self, []
 
         class LLM:
             def __init__(self, **given):
-                fake.engine = given
+                if error:
+                    raise error
+                fake.engine, fake.environment = given, dict(os.environ)
                 limits = types.SimpleNamespace(scheduler_config=types.SimpleNamespace(max_num_seqs=4))
                 self.llm_engine = types.SimpleNamespace(add_request=add, step=step, vllm_config=limits)
 
@@ -352,7 +367,8 @@ class FakeVllm:
 
         names = ("vllm", "vllm.inputs", "vllm.sampling_params", "vllm.platforms")
         self.modules = {name: types.ModuleType(name) for name in names}
-        self.modules["vllm.platforms"].current_platform = types.SimpleNamespace(is_cpu=lambda: self.on_cpu)
+        platform = types.SimpleNamespace(is_cpu=lambda: self.on_cpu, get_device_name=lambda: "cpu")
+        self.modules["vllm.platforms"].current_platform = platform
         self.modules["vllm"].LLM, self.modules["vllm"].__version__ = LLM, "0"
         self.modules["vllm"].SamplingParams = lambda **given: types.SimpleNamespace(**given)
         self.modules["vllm.sampling_params"].RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final")
@@ -398,6 +414,7 @@ def test_vllm_gets_token_ids_and_one_seed_per_request(sample, fake_vllm, stops, 
     assert (fake.engine["dtype"], fake.engine["max_model_len"]) == ("float32", 64 + 9)
     # The model's own generation_config must not change the sampling behind the settings' back.
     assert fake.engine["generation_config"] == "vllm"
+    assert fake.environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert fake.prompts == [{"prompt_token_ids": row["prompt_ids"]} for row in rows]
     assert [p.seed for p in fake.parameters] == [derive_seed(1, row["prompt_id"], row["k"]) for row in rows]
     assert [p.temperature for p in fake.parameters] == [1.0, 0.7] * 5
@@ -428,6 +445,51 @@ def test_vllm_computes_log_probabilities_of_the_responses_that_are_checked_only(
     assert {p.logprobs for p in fake.parameters} <= {None, 0}
 
 
+def test_an_engine_passes_over_shards_that_only_lack_their_table_and_gives_them_back(
+    sample, fake_vllm, stops, tmp_path, capsys
+):
+    # Five prompts in shards of two. The first engine draws the second shard too, but its own table is lost then.
+    given = {"engine": "vllm", "k": 2, "prompts": 2, "runtime": {"shards_per_engine": 2}}
+    fake_vllm(finish=[stops[0], stops[0]])
+    assert sample(**given)[0] == 0
+    for path in tmp_path.glob("0.*"):
+        path.unlink()
+    fake, free = fake_vllm(finish=[stops[0], stops[0]]), []
+
+    class Looking(list):
+        def append(self, prompt):
+            with work.borrowed(tmp_path / "work" / "1") as held:
+                free.append(held)
+            super().append(prompt)
+
+    fake.prompts = Looking()
+    capsys.readouterr()
+    assert sample(**given)[0] == 0
+    # Its own four and the two of the third shard, which takes the place that the second one does not need.
+    assert len(fake.prompts) == 6
+    assert "goes on with another shard, 2 responses" in capsys.readouterr().err
+    # The second one's step may come in at any time, also while the engine is at the third.
+    assert free == [True] * 6
+
+
+def test_a_shard_that_is_whole_is_on_disk_though_the_engine_is_killed_over_the_next(tmp_path):
+    class Killed:
+        def generate(self, requests):
+            asked = list(requests)
+            assert len(asked) == 4
+            yield {0: sample_rollouts.Response([5], "stop", None), 1: sample_rollouts.Response([6], "stop", None)}
+            raise KeyboardInterrupt
+
+    def shard(name):
+        wanted = [Request([1], 1.0, 1.0, 4, seed) for seed in (1, 2)]
+        return sample_rollouts.Shard([], wanted, Chunks(tmp_path / name, minutes=10), 2, 0)
+
+    job = types.SimpleNamespace(facts={})
+    with pytest.raises(KeyboardInterrupt):
+        sample_rollouts.sample(job, Killed(), shard("own"), iter([shard("borrowed")]))
+    assert [row["token_ids"] for row in Chunks(tmp_path / "own", minutes=10).rows.values()] == [[5], [6]]
+
+
 def test_a_prompt_that_gains_a_token_inside_the_engine_is_refused(sample, fake_vllm, stops, capsys):
     fake_vllm(finish=[stops[0], stops[0]], swallow=True)
     assert sample(engine="vllm", k=2)[0] == 2
@@ -438,6 +500,29 @@ def test_a_response_that_the_engine_gave_up_is_no_response(sample, fake_vllm, st
     fake_vllm(finish=[stops[0], stops[0]], reason="abort")
     assert sample(engine="vllm", k=2)[0] == 1
     assert "ended a response with 'abort'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Ninja build failed: nvcc not found"), ValueError("bad config.json")])
+def test_what_no_setting_decides_is_shown_as_it_is(sample, fake_vllm, stops, capsys, error):
+    fake_vllm(finish=[stops[0], stops[0]], error=error)
+    assert sample(engine="vllm", k=2)[0] == 1
+    said = capsys.readouterr()
+    assert "Traceback" in said.err and str(error) in said.err
+    assert "Hint" not in said.err + said.out
+
+
+def test_memory_that_a_gpu_lacks_is_a_matter_of_the_share_that_vllm_takes():
+    for message in (
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "Free memory on device cuda:0 (1.0/79.2 GiB) on startup is less than desired GPU memory utilization (0.9, 71)",
+    ):
+        assert engine_vllm._deciding(message, on_cpu=False) == ["runtime.vllm_memory"]
+    # A cache that is too small for one response: a larger share, or shorter responses.
+    message = "To serve at least one request with the model's max seq len (8192) … increasing `gpu_memory_utilization`"
+    assert engine_vllm._deciding(message, on_cpu=False) == [
+        "max_prompt_tokens or max_new_tokens",
+        "runtime.vllm_memory",
+    ]
 
 
 def test_an_engine_for_another_kind_of_machine_is_refused(sample, fake_vllm, stops, capsys):

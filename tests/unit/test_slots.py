@@ -79,3 +79,25 @@ def test_more_gpus_than_there_are_is_an_error_at_once(machine):
 def test_a_machine_without_gpus_has_nothing_to_hand_out(machine, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert slots.take(1) == []
+
+
+@pytest.mark.parametrize("program", ["absent", "failing"])
+def test_gpus_that_cannot_be_listed_are_not_taken_for_none(machine, monkeypatch, program):
+    programs, devices = machine / "bin", machine / "dev"
+    for folder in (programs, devices):
+        folder.mkdir()
+    if program == "failing":
+        (programs / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+        (programs / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr(slots, "DEVICES", devices)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (devices / "nvidiactl").touch()
+    assert slots.take(1) == []
+    (devices / "nvidia0").touch()
+    with pytest.raises(
+        SystemExit, match=r"(?s)nvidia0 in .*cannot be listed: .*nvidia-smi.*Hint: set CUDA_VISIBLE_DEVICES"
+    ):
+        slots.take(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert slots.take(1) == []

@@ -1,6 +1,7 @@
 """The real vLLM, in the environment that `make rollout-env` makes: with CPU kernels where there is no GPU."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -32,31 +33,39 @@ raise SystemExit(sample_rollouts.main())
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, save_model, tokenizer, prompts):
-    """A policy whose heads are as wide as vLLM's kernels want them, and a folder for results."""
+    """A policy whose heads are as wide as vLLM's kernels want them, and a folder for results.
+
+    Its own file asks for a penalty that neither engine may apply (test_sampling.py says what transformers then draws).
+    """
     root = tmp_path_factory.mktemp("vllm")
-    save_model(root / "sft" / "policy", tokenizer, hidden_size=64)
+    save_model(root / "sft" / "policy", tokenizer, hidden_size=64, generation={"repetition_penalty": 3.0})
     (root / "prompts").mkdir()
     (root / "prompts" / "set-1.parquet").write_bytes(prompts.read_bytes())
     return root
 
 
-def sample(world, place, first, number, runtime=None, dying=False, **given):
-    """Run the stage by the rollout environment's Python: (log, rows, manifest)."""
-    output = world / "sft" / "rollouts" / place
+def start(world, place, first, number, runtime=None, dying=False, **given):
+    """Run the stage by the rollout environment's Python."""
     settings = SETTINGS | {"first": first, "prompts": number} | given
-    start = ["-c", DYING] if dying else ["-m", "scripts.sample_rollouts"]
-    done = subprocess.run(
+    stage = ["-c", DYING] if dying else ["-m", "scripts.sample_rollouts"]
+    return subprocess.run(
         [
-            *(str(PYTHON), *start, "--settings", json.dumps(settings)),
+            *(str(PYTHON), *stage, "--settings", json.dumps(settings)),
             *("--runtime", json.dumps(RUNTIME | {"checkpoint_minutes": 0} | (runtime or {}))),
             *("--policy", str(world / "sft" / "policy"), "--prompts", str(world / "prompts" / "set-1.parquet")),
-            *("--output", str(output), "--results", str(world)),
+            *("--output", str(world / "sft" / "rollouts" / place), "--results", str(world)),
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def sample(world, place, first, number, runtime=None, dying=False, **given):
+    """Run the stage: (log, rows, manifest)."""
+    output = world / "sft" / "rollouts" / place
+    done = start(world, place, first, number, runtime, dying, **given)
     if dying:
         assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr, done.stderr
         return done.stderr, [], {}
@@ -90,6 +99,60 @@ def test_the_variables_that_steer_it_are_those_that_it_reads():
     code = f"import vllm.envs; print(sorted({names!r} - set(vllm.envs.environment_variables)))"
     done = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_sampler_that_needs_a_compiler_is_off():
+    # As on a GPU. Left on, it would be imported, which this environment cannot do where it is made for the processor.
+    code = """
+import os
+from types import SimpleNamespace
+from scripts.lib import engine_vllm
+os.environ.update(engine_vllm.ENVIRONMENT)
+from vllm.v1.sample.ops import topk_topp_sampler as sampler
+sampler.current_platform = SimpleNamespace(is_cuda=lambda: True)
+print(sampler.flashinfer_sampler_supported())
+"""
+    done = subprocess.run([str(PYTHON), "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("runtime", "given", "said", "hint"),
+    [
+        ({}, {"max_prompt_tokens": 200}, "max_model_len (224)", "max_prompt_tokens or max_new_tokens"),
+        ({"vllm_cpu_cache_gib": 1_000_000}, {}, "KVCACHE_SPACE", "runtime.vllm_cpu_cache_gib"),
+        ({"vllm_tensor_parallel": 3}, {}, "tensor parallel size (3)", "runtime.vllm_tensor_parallel"),
+    ],
+)
+def test_what_it_refuses_is_said_with_the_settings_that_decide_it(world, runtime, given, said, hint):
+    done = start(world, "refused/0.parquet", 0, 5, runtime, **given)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stdout
+    assert done.stdout.endswith(f"Hint: change {hint}.\n")
+
+
+def test_the_words_by_which_it_is_known_what_decides_are_still_its_own():
+    source = "".join(file.read_text() for file in PYTHON.parents[1].glob("lib/*/site-packages/vllm/[cv]*/**/*.py"))
+    words = (*engine_vllm.LENGTH, *engine_vllm.MEMORY, *engine_vllm.PARALLEL)
+    assert [each for each in words if each not in source] == []
+
+
+def test_what_it_caches_is_keyed_by_what_the_lock_is_keyed_by(world, tmp_path):
+    # Engines that share a lock share a cache; one for another folder compiles by itself, though it is the same model.
+    shutil.copytree(world / "sft" / "policy", tmp_path / "policy")
+    code = """
+import sys
+from scripts.lib.compile_cache import NOT_COMPILED
+from vllm import EngineArgs
+one = {"model": sys.argv[1], "seed": 1, "gpu_memory_utilization": 0.5, "dtype": "float32"}
+other = {"model": sys.argv[2], "seed": 2, "gpu_memory_utilization": 0.6, "dtype": "bfloat16"}
+keys = {name: EngineArgs(**one | {name: other[name]}).create_engine_config().compute_hash() for name in one}
+own = EngineArgs(**one).create_engine_config().compute_hash()
+print(sorted(NOT_COMPILED) == sorted(name for name in keys if keys[name] == own))
+"""
+    command = [str(PYTHON), "-c", code, str(world / "sft" / "policy"), str(tmp_path / "policy")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
 
 
 def drawn(rows):

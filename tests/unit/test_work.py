@@ -1,6 +1,8 @@
 """A step's work folder: one holder at a time, a lock that dies with it, state that belongs to one fingerprint."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -196,3 +198,59 @@ def test_a_lock_file_that_cannot_go_leaves_the_folder(tmp_path, monkeypatch):
     with work.locked(tmp_path / "work" / "x"):
         (tmp_path / "work" / "x" / "rows").write_text("1")
     assert list((tmp_path / "work" / "x").iterdir()) == []
+
+
+@pytest.fixture
+def cleared(tmp_path, monkeypatch):
+    """A neighbour clears the empty folder `work` just after it was made or found; gives how often it still will."""
+    real, left = os.mkdir, [0]
+
+    def mkdir(path, *given):
+        try:
+            real(path, *given)
+        finally:
+            if left[0] and Path(path) == tmp_path / "work":
+                left[0] -= 1
+                Path(path).rmdir()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return left
+
+
+def test_folders_that_a_neighbour_clears_meanwhile_are_made_again(tmp_path, cleared):
+    cleared[0] = 2
+    with work.locked(tmp_path / "work" / "x"):
+        assert cleared == [0]
+        assert (tmp_path / "work" / "x" / "lock").exists()
+    (tmp_path / "work").mkdir()
+    cleared[0] = 1
+    with work.locked(tmp_path / "work"):
+        assert cleared == [0]
+    cleared[0] = 1
+    with work.borrowed(tmp_path / "work" / "x") as held:
+        assert not held
+    with work.borrowed(tmp_path / "work" / "x") as held:
+        assert held
+
+
+def test_who_is_waited_for_is_known_though_the_lock_file_has_just_been_removed(tmp_path, monkeypatch):
+    holder = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    work._sign(holder)
+    waiting, said = os.open(tmp_path / "lock", os.O_RDWR), []
+    (tmp_path / "lock").unlink()
+    monkeypatch.setattr(work, "progress", lambda text: (said.append(text), os.close(holder)))
+    assert work._acquire(waiting) == 1
+    os.close(waiting)
+    assert said[0].startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("wrong", ["file", "link to nowhere"])
+def test_what_is_no_folder_where_a_work_folder_should_be_is_an_error_and_not_waited_for(tmp_path, wrong):
+    if wrong == "file":
+        (tmp_path / "work").write_text("")
+    else:
+        (tmp_path / "work").symlink_to(tmp_path / "nowhere")
+    for folder in (tmp_path / "work", tmp_path / "work" / "x"):
+        with pytest.raises((FileExistsError, NotADirectoryError)), work.locked(folder):
+            pass
