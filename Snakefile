@@ -35,9 +35,9 @@ try:
     PLAN = plan.Plan(configuration.resolve(config))
 except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
-if workflow.is_main_process and PLAN.unpinned():
+if workflow.is_main_process and (unpinned := PLAN.unpinned()):
     print(
-        f"not pinned to a commit: {', '.join(PLAN.unpinned())} (revision: main)",
+        f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",
         file=sys.stderr,
     )
 

@@ -77,14 +77,19 @@ class Plan:
         return [f"{self.root}/source/{block}/{name if '{n}' in given['repo'] else source}/files"]
 
     def unpinned(self) -> list[str]:
-        """Config keys of the hub's sources that name no commit."""
+        """Config keys of the hub's sources beneath `all` that name no commit."""
         found = []
         for block in ("bases", "datasets", "prompts"):
             for name, given in self.config[block].items():
                 revisions = given.get("revision", [])
                 if "main" in (revisions if isinstance(revisions, list) else [revisions]):
                     found.append(f"{block}.{name}")
-        return found
+        if not found:
+            return []
+        makers = [self.maker(path) for path in self.artifacts(*self.asked("all"))]
+        used = {f"bases.{own['base']}" for rule, own in makers if rule == "fetch_base"}
+        used |= {f"{own['block']}.{own['source'].partition('-')[0]}" for rule, own in makers if rule == "fetch_data"}
+        return [key for key in found if key in used]
 
     def shards(self, prompts: str) -> list[int]:
         """Shard numbers of a prompt set SET-N: fixed blocks of its exact size."""
