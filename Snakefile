@@ -83,3 +83,17 @@ include: "rules/policy.smk"
 include: "rules/evaluation.smk"
 include: "rules/upkeep.smk"
 include: "rules/targets.smk"
+
+
+# What is planned may be looked at without any environment; a build is refused before its first job.
+if workflow.is_main_process:
+    for line in unready(PLAN.artifacts(*PLAN.asked("all"))):
+        print(f"not ready to run: {line}", file=sys.stderr)
+
+
+onstart:
+    if not workflow.touch:
+        planned(
+            ready,
+            [job.output[0] for job in workflow.dag.needrun_jobs() if job.output],
+        )

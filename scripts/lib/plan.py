@@ -6,6 +6,7 @@ set serves every iteration, and runs that share a policy, a sampling or a labell
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scripts.lib import sources
@@ -103,6 +104,11 @@ class Plan:
     def engine(self, sampling: str) -> str:
         """The engine of a sampling."""
         return str(self.config["samplings"][sampling]["engine"])
+
+    def samples_by(self, engine: str, paths: Iterable[str]) -> bool:
+        """Whether one of these artifacts is sampled by an engine."""
+        makers = map(self.maker, paths)
+        return any(rule == "sample_rollouts" and self.engine(own["sampling"]) == engine for rule, own in makers)
 
     def engine_check(self, policy: str, sampling: str, prompts: str) -> list[str]:
         """The table that holds a policy's engine against the trainer; none where the trainer's own library samples."""

@@ -645,6 +645,20 @@ def test_sources_without_a_commit_are_named():
     assert plan().unpinned() == []
 
 
+def test_a_source_that_nothing_is_made_from_need_not_be_pinned():
+    assert from_hub(prompts__many__revision=["main", "main"], bases__llama__revision="main").unpinned() == []
+
+
+def test_what_is_sampled_by_an_engine():
+    def by_vllm(config):
+        config["samplings"]["evaluation"]["engine"] = "vllm"
+
+    p = plan(by_vllm)
+    assert p.samples_by("vllm", p.artifacts(*p.asked("all")))
+    assert not p.samples_by("vllm", p.artifacts(*p.asked("iter3_policy")))
+    assert p.samples_by("transformers", p.artifacts(*p.asked("iter3_policy")))
+
+
 def told(p, stage, **wildcards):
     return json.loads(settings_of(p, stage, **wildcards))
 
