@@ -84,6 +84,7 @@ class Checks:
         for name, sft in self.config["sft"].items():
             self.refer(f"sft.{name}.base", sft["base"], "bases")
             self.refer(f"sft.{name}.dataset", sft.get("dataset"), "datasets", type="conversations")
+            self._trained_within(f"sft.{name}", sft, sft["base"])
         for name, reward in self.config["rewards"].items():
             if reward["kind"] != "bt":
                 continue
@@ -93,6 +94,7 @@ class Checks:
                 self.found.add(f"{key}.init", reward["init"], "must be sft/NAME or base/NAME", "such as sft/tiny.")
             else:
                 self.refer(f"{key}.init", target, {"sft": "sft", "base": "bases"}[block])
+                self._trained_within(key, reward, self._base_of(target) if block == "sft" else target)
             self.refer(f"{key}.dataset", reward["dataset"], "datasets", type="preferences")
             self.refer(f"{key}.heldout", reward["heldout"], "datasets", type="preferences")
             heldout, trained = (self.config["datasets"].get(reward[role]) for role in ("heldout", "dataset"))
@@ -145,6 +147,8 @@ class Checks:
         if sampling and not sampling["record_logprobs"]:
             hint = "the KL to the SFT policy needs them."
             self.found.add(f"{key}.sampling", evaluation["sampling"], "must have record_logprobs: true", hint)
+        for base in dict.fromkeys(self._base_of(run["sft"]) for run in self.config["runs"].values()):
+            self._sampled_within(f"{key}.sampling", evaluation["sampling"], base)
         for reward in evaluation["rewards"]:
             self.refer(f"{key}.rewards", reward, "rewards")
         held = self.config["prompts"].get(evaluation["prompts"])
@@ -209,6 +213,10 @@ class Checks:
                 else:
                     self.refer(f"{key}.{field}", run[field], f"{field}s")
             sampling = self.config["samplings"].get(run["sampling"])
+        if sampling and (own is None or own["sampling"] is not None):
+            self._sampled_within(f"{key}.sampling", run["sampling"], self._base_of(run["sft"]))
+            if run["method"] == "dpo":
+                self._two_can_differ(f"{key}.sampling", run["sampling"], sampling)
         if own is None or own["sampling"] is not None or own[run["method"]]:
             needed = sampling["max_prompt_tokens"] + sampling["max_new_tokens"] if sampling else 0
             if method["max_length"] < needed:
@@ -216,6 +224,7 @@ class Checks:
                 hint = f"raise it, or lower max_prompt_tokens or max_new_tokens of samplings.{run['sampling']}."
                 self.found.add(f"{key}.{run['method']}.max_length", method["max_length"], text, hint)
         if own is None or own[run["method"]]:
+            self._trained_within(f"{key}.{run['method']}", method, self._base_of(run["sft"]))
             self._batch(f"{key}.{run['method']}", method["batch_size"], f"train_{run['method']}")
             self._adapters(f"{key}.{run['method']}", method["lora"], f"train_{run['method']}")
         if own is None or own["dpo"]:
@@ -230,6 +239,43 @@ class Checks:
             if smoothing > 0 and not SMOOTHED_LOSSES & set(losses):
                 text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
                 self.found.add(f"{key}.dpo.label_smoothing", smoothing, text, hint)
+
+    def _two_can_differ(self, key: str, name: str, sampling: Config) -> None:
+        """A pair takes two responses, and greedy ones to one prompt are the same."""
+        if sampling["k"] < 2:
+            text = f"draws {sampling['k']} response to a prompt, and dpo makes pairs of two"
+            self.found.add(key, name, text, f"raise samplings.{name}.k, or set method to raft.")
+        elif not any(sampling["temperatures"]):
+            text = "draws greedily only, so all responses to a prompt are the same and make no pair"
+            self.found.add(key, name, text, f"give samplings.{name}.temperatures one above 0.")
+
+    def _base_of(self, sft: str) -> str | None:
+        """The base of an SFT policy; None where a reference to it is wrong, which is said elsewhere."""
+        name: str | None = self.config["sft"].get(sft, {}).get("base")
+        return name
+
+    def _positions(self, base: str | None) -> int | None:
+        """The longest sequence that a base is made for, where its `shape` says so."""
+        shape = self.config["bases"].get(base, {}).get("shape") or {}
+        positions: int | None = shape.get("positions")
+        return positions
+
+    def _trained_within(self, key: str, block: Config, base: str | None) -> None:
+        """Rows that are trained on are no longer than the model is made for."""
+        positions = self._positions(base)
+        if positions is not None and block.get("max_length", 0) > positions:
+            text = f"bases.{base}.shape.positions is {positions}"
+            self.found.add(f"{key}.max_length", block["max_length"], text, "lower it: longer rows are dropped.")
+
+    def _sampled_within(self, key: str, name: str, base: str | None) -> None:
+        """Prompt and response together are no longer than the model is made for."""
+        sampling, positions = self.config["samplings"].get(name), self._positions(base)
+        if sampling is None or positions is None:
+            return
+        needed = sampling["max_prompt_tokens"] + sampling["max_new_tokens"]
+        if needed > positions:
+            text = f"prompts and responses have up to {needed} tokens, and bases.{base}.shape.positions is {positions}"
+            self.found.add(key, name, text, f"lower max_prompt_tokens or max_new_tokens of samplings.{name}.")
 
     def _resources(self) -> None:
         """A process trains or scores on one GPU; only an engine that samples spreads over several."""

@@ -348,6 +348,45 @@ MISTAKES += [
 ]
 
 
+# Pairs take two responses that differ, and no sequence is longer than its model is made for.
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "layers": 1, "heads": 4, "kv_heads": 2, "vocabulary": 300}
+BOUNDED = {**BASE, "shape": {**SHAPE, "positions": 8192}}
+LONG = {"max_prompt_tokens": 8000, "max_new_tokens": 193}
+MISTAKES += [
+    (given(samplings__eight__k=1), "runs.main.sampling", "draws 1 response to a prompt, and dpo makes pairs of two"),
+    (given(samplings__eight__temperatures=[0]), "runs.main.sampling", "draws greedily only, so all responses to a"),
+    (
+        given(samplings__greedy={"temperatures": [0, 0.0]}, runs__main__each={2: {"sampling": "greedy"}}),
+        "runs.main.each.2.sampling",
+        "make no pair. Hint: give samplings.greedy.temperatures one above 0.",
+    ),
+    (
+        given(bases__small=BOUNDED, sft__first__max_length=8193),
+        "sft.first.max_length",
+        "= 8193: bases.small.shape.positions is 8192. Hint: lower it",
+    ),
+    (given(bases__small=BOUNDED, rewards__bt__max_length=8193), "rewards.bt.max_length", "positions is 8192"),
+    (
+        given(bases__small=BOUNDED, rewards__bt={**given()["rewards"]["bt"], "init": "base/small", "max_length": 9000}),
+        "rewards.bt.max_length",
+        "= 9000: bases.small.shape.positions is 8192",
+    ),
+    (given(bases__small=BOUNDED, runs__offline__dpo__max_length=9000), "runs.offline.dpo.max_length", "is 8192"),
+    (
+        given(bases__small=BOUNDED, runs__main__each={2: {"dpo": {"max_length": 9000}}}),
+        "runs.main.each.2.dpo.max_length",
+        "is 8192",
+    ),
+    (given(bases__small=BOUNDED, runs__raft__raft__max_length=9000), "runs.raft.raft.max_length", "is 8192"),
+    (
+        given(bases__small=BOUNDED, samplings__judged={**LONG, "k": 2, "record_logprobs": True}),
+        "evaluation.test.sampling",
+        "up to 8193 tokens, and bases.small.shape.positions is 8192. Hint: lower max_prompt_tokens or max_new_tokens",
+    ),
+    (given(bases__small={**BASE, "shape": {**SHAPE, "positions": 0}}), "bases.small.shape.positions", "at least 1"),
+]
+
+
 @pytest.mark.parametrize(("config", "key", "says"), MISTAKES, ids=[f"{key} {says}" for _, key, says in MISTAKES])
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(config, key, says):
     line = complaint(config)
@@ -385,6 +424,28 @@ def test_numbers_are_names_too():
 
 def test_a_run_whose_max_length_just_holds_prompt_and_response_is_accepted():
     assert resolve(given(runs__main__dpo__max_length=96))["runs"]["main"]["dpo"]["max_length"] == 96
+
+
+def test_a_sampling_of_a_run_fits_the_positions_of_its_base():
+    lengths = {"dpo": {"max_length": 9000}, "raft": {"max_length": 9000}}
+    longer = given(bases__small=BOUNDED, samplings__eight=LONG)
+    for name in ("main", "raft"):
+        longer["runs"][name] |= lengths
+    lines = complaints(longer)
+    assert [line.split(" = ")[0] for line in lines] == [
+        *("runs.main.sampling", "runs.main.dpo.max_length", "runs.raft.sampling", "runs.raft.raft.max_length")
+    ]
+    assert "and bases.small.shape.positions is 8192. Hint: lower max_prompt_tokens or max_new_tokens of" in lines[0]
+    # What is said of no base is held against nothing, and the last position may be used.
+    resolve({**longer, "bases": {"small": {**BASE, "shape": SHAPE}}})
+    resolve(given(bases__small={**BASE, "shape": {**SHAPE, "positions": 8192}}, sft__first__max_length=8192))
+
+
+def test_one_response_a_prompt_is_enough_where_nobody_makes_pairs():
+    config = given(samplings__one={"k": 1}, runs__raft__sampling="one")
+    assert resolve(config)["samplings"]["one"]["k"] == 1
+    mixed = resolve(given(samplings__eight__temperatures=[0, 1]))
+    assert mixed["samplings"]["eight"]["temperatures"] == [0.0, 1.0]
 
 
 def test_a_micro_batch_larger_than_a_batch_is_accepted():

@@ -205,6 +205,9 @@ def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
     assert line.startswith("bases.small.shape.layers = 7: the model has 1. Hint: ")
     block["shape"] = dict(SMALL)
     resolve(config)
+    made(plan, "small", config_json({**SMALL, "positions": 2048}), kind="gguf", package="there", file="a.gguf")
+    block["shape"] = {**SMALL, "positions": 8192}
+    assert complaints(config)[0].startswith("bases.small.shape.positions = 8192: the model has 2048. Hint: ")
 
 
 def test_a_local_folder_tells_its_shape(tmp_path):
