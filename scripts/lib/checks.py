@@ -1,14 +1,17 @@
 """What a schema cannot say of a configuration: names that must exist, and numbers of different blocks that must fit."""
 
+import fnmatch
 import re
 from typing import Any
 
-from scripts.lib import cluster
+from scripts.lib import cluster, sources
+from scripts.lib.digest import ROOT
 from scripts.lib.errors import Complaints
 from scripts.lib.sources import TEMPLATES
 
 Config = dict[str, Any]
 NAME = re.compile(r"[a-z0-9_]+")
+WILDCARD = re.compile(r"[*?[]")
 NAMED_BLOCKS = ("bases", "datasets", "prompts", "sft", "rewards", "samplings", "pairings", "runs", "evaluation")
 WORLD_ITERATIONS = 10
 TRAINED_BY = {"bases": "make_base", "sft": "train_sft", "rewards": "train_reward"}
@@ -16,25 +19,49 @@ SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
 def overlap(one: Config, other: Config) -> bool:
-    """Whether two data sets or prompt sets can share a prompt: the same world split, or parts of the same files."""
+    """Whether two data sets or prompt sets can share a row: the same world split, or overlapping parts of a file.
+
+    Parts that do not overlap share no prompt, whatever the files. Local files are compared themselves, a hub's by
+    repository and pattern, since what lies there is not known yet. Copies under another name go unnoticed.
+    """
     if one["kind"] != other["kind"]:
         return False
     if one["kind"] == "world":
         return bool(one["split"] == other["split"])
+    if max(one["part"][0], other["part"][0]) >= min(one["part"][1], other["part"][1]):
+        return False
     if one["kind"] == "hub":
-        same = one["pattern"] == other["pattern"] and (_holds(one, other) or _holds(other, one))
-    else:
-        same = (one["path"], one["pattern"]) == (other["path"], other["pattern"])
-    return same and max(one["part"][0], other["part"][0]) < min(one["part"][1], other["part"][1])
+        return (_holds(one, other) or _holds(other, one)) and _may_share_a_file(one["pattern"], other["pattern"])
+    these, those = (sources.present(block["path"], block["pattern"]) for block in (one, other))
+    if these and those:
+        return bool({file.resolve() for file in these} & {file.resolve() for file in those})
+    same = (ROOT / one["path"]).resolve() == (ROOT / other["path"]).resolve()
+    return same and _may_share_a_file(one["pattern"], other["pattern"])
 
 
 def _holds(one: Config, other: Config) -> bool:
-    """Whether the repository of `other` is among those of `one`, which are several where its name has {n}."""
-    if "{n}" not in one["repo"] or "{n}" in other["repo"]:
-        return bool(one["repo"] == other["repo"])
+    """Whether the repository of `other` is among those of `one`, which are several where its name has {n}.
+
+    A hub takes a name in capitals and in small letters alike.
+    """
+    whole, part = one["repo"].lower(), other["repo"].lower()
+    if "{n}" not in whole or "{n}" in part:
+        return bool(whole == part)
     if isinstance(one["revision"], list):
-        return other["repo"] in [one["repo"].replace("{n}", str(n + 1)) for n in range(len(one["revision"]))]
-    return re.fullmatch(re.escape(one["repo"]).replace(re.escape("{n}"), "[1-9][0-9]*"), other["repo"]) is not None
+        return part in [whole.replace("{n}", str(n + 1)) for n in range(len(one["revision"]))]
+    return re.fullmatch(re.escape(whole).replace(re.escape("{n}"), "[1-9][0-9]*"), part) is not None
+
+
+def _may_share_a_file(one: str, other: str) -> bool:
+    """Whether a path could match both patterns, told by what stands before their first wildcards.
+
+    data/train-* and data/test-* share none; train/* and *.parquet may, and count as if they did.
+    """
+    for name, pattern in ((one, other), (other, one)):
+        if not WILDCARD.search(name):
+            return fnmatch.fnmatchcase(name, pattern)
+    starts = WILDCARD.split(one)[0], WILDCARD.split(other)[0]
+    return starts[0].startswith(starts[1]) or starts[1].startswith(starts[0])
 
 
 class Checks:

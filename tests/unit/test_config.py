@@ -411,6 +411,55 @@ def test_sources_of_a_hub_that_share_no_prompt_are_accepted():
     resolve(given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "a/asks-7", "revision": COMMIT}))
 
 
+@pytest.mark.parametrize(
+    ("trained", "heldout", "shared"),
+    [
+        # a hub: one repository, whatever the letters' case or the commit
+        ({}, {"pattern": "data/train-*"}, True),
+        ({"pattern": "data/train-*"}, {"pattern": "data/train-00000*"}, True),
+        ({"pattern": "data/train-*"}, {"pattern": "data/test-*"}, False),
+        ({"pattern": "data/train-*"}, {"pattern": "data/test-*", "repo": "A/Choices", "revision": OTHER}, False),
+        ({"pattern": "data/train-*"}, {"pattern": "*.parquet", "repo": "A/Choices", "revision": OTHER}, True),
+        ({"pattern": "train/*"}, {"pattern": "[tv]*"}, True),
+        ({"pattern": "a.jsonl"}, {"pattern": "a.jsonl.gz"}, False),
+        ({"pattern": "a.jsonl"}, {"pattern": "a.jsonl"}, True),
+        ({"pattern": "a.jsonl"}, {"pattern": "?.jsonl"}, True),
+        ({"pattern": "b/*"}, {"pattern": "a.jsonl"}, False),
+        ({"pattern": "*", "part": [0, 0.9]}, {"pattern": "data/train-*", "part": [0.9, 1]}, False),
+        ({}, {"repo": "a/other"}, False),
+        # local files: which they are, if they are there
+        ({"path": "FOLDER"}, {"path": "FOLDER", "pattern": "train*"}, True),
+        ({"path": "FOLDER", "pattern": "*.train.jsonl"}, {"path": "FOLDER", "pattern": "*.test.jsonl"}, False),
+        ({"path": "FOLDER"}, {"path": "FOLDER/train.jsonl"}, True),
+        ({"path": "FOLDER/../FOLDER/b.train.jsonl"}, {"path": "FOLDER", "pattern": "b*"}, True),
+        ({"path": "FOLDER", "part": [0, 0.5]}, {"path": "FOLDER", "part": [0.5, 1]}, False),
+        ({"path": "no/where"}, {"path": "no/../no/where", "pattern": "b*"}, True),
+        ({"path": "no/where", "pattern": "a*"}, {"path": "no/where", "pattern": "b*"}, False),
+    ],
+)
+def test_rows_that_are_trained_on_are_not_held_out(tmp_path, trained, heldout, shared):
+    for name in ("train.jsonl", "b.train.jsonl", "b.test.jsonl"):
+        (tmp_path / name).touch()
+    local = {"kind": "files", "type": "preferences"}
+    blocks = []
+    for said in (trained, heldout):
+        block = {**(local if "path" in said else CHOICES), **said}
+        if "path" in said:
+            block["path"] = said["path"].replace("FOLDER/../FOLDER", f"{tmp_path}/../{tmp_path.name}")
+            block["path"] = block["path"].replace("FOLDER", str(tmp_path))
+        blocks.append(block)
+    config = given(datasets__choices=blocks[0], datasets__choices_heldout=blocks[1])
+    if shared:
+        assert complaint(config).startswith("rewards.bt.heldout = 'choices_heldout': shares prompts with the training")
+    else:
+        resolve(config)
+
+
+def test_prompts_of_one_of_several_repositories_are_noticed_in_any_letters():
+    config = given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "A/Asks-3", "revision": OTHER, "pattern": "d*"})
+    assert complaint(config).startswith("evaluation.test.prompts = 'tests': training uses prompts of prompts.asks")
+
+
 def test_a_run_has_no_more_iterations_than_its_prompts_have_revisions():
     lines = complaints(given(prompts__asks={**ASKS, "revision": [COMMIT, OTHER]}))
     assert [line.split(":")[0] for line in lines] == ["runs.main.iterations = 3", "runs.raft.iterations = 3"]
