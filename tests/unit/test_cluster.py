@@ -242,7 +242,7 @@ def test_a_site_that_is_not_filled_in_is_refused_with_every_key():
         cluster.read_site(ROOT / "profiles" / "slurm" / "site.yaml", configured(), conda=False)
     said = str(raised.value)
     assert [line.split(":")[0].strip(" -") for line in said.splitlines()[1:]] == [
-        *("account", "cpu_partition", "gpu_partition")
+        *("account", "cpu_partition", "gpu_partition", "max_mem_mb", "max_runtime")
     ]
     assert "Hint: a partition with GPUs; `sinfo -o '%P %G'` lists them." in said
 
