@@ -606,8 +606,12 @@ def test_the_concise_preset_differs_in_its_penalty_only():
 
 def test_the_preset_with_adapters_differs_in_rates_rows_resources_and_an_adopted_start_only():
     blocks = {key.split(".")[0] for key in differing("llama3_8b_lora")}
-    assert blocks == {"datasets", "sft", "rewards", "runs", "resources"}
-    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if not key.startswith(("resources", "sft"))}
+    assert blocks == {"datasets", "sft", "rewards", "runs", "resources", "runtime", "forecast"}
+    assert {key for key in differing("llama3_8b_lora") if key.startswith(("runtime", "forecast"))} == {
+        *("runtime.shards_per_engine", "forecast.gpus")
+    }
+    deciding = ("datasets", "rewards", "runs")
+    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if key.startswith(deciding)}
     assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets", "sft"}
     config = load(ROOT / "config" / "presets" / "llama3_8b_lora.yaml")
     for run in config["runs"].values():  # adapters leave embeddings frozen, so the chat format must be there already
