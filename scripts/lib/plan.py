@@ -6,6 +6,7 @@ set serves every iteration, and runs that share a policy, a sampling or a labell
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scripts.lib import sources
@@ -77,14 +78,19 @@ class Plan:
         return [f"{self.root}/source/{block}/{name if '{n}' in given['repo'] else source}/files"]
 
     def unpinned(self) -> list[str]:
-        """Config keys of the hub's sources that name no commit."""
+        """Config keys of the hub's sources beneath `all` that name no commit."""
         found = []
         for block in ("bases", "datasets", "prompts"):
             for name, given in self.config[block].items():
                 revisions = given.get("revision", [])
                 if "main" in (revisions if isinstance(revisions, list) else [revisions]):
                     found.append(f"{block}.{name}")
-        return found
+        if not found:
+            return []
+        makers = [self.maker(path) for path in self.artifacts(*self.asked("all"))]
+        used = {f"bases.{own['base']}" for rule, own in makers if rule == "fetch_base"}
+        used |= {f"{own['block']}.{own['source'].partition('-')[0]}" for rule, own in makers if rule == "fetch_data"}
+        return [key for key in found if key in used]
 
     def shards(self, prompts: str) -> list[int]:
         """Shard numbers of a prompt set SET-N: fixed blocks of its exact size."""
@@ -98,6 +104,11 @@ class Plan:
     def engine(self, sampling: str) -> str:
         """The engine of a sampling."""
         return str(self.config["samplings"][sampling]["engine"])
+
+    def samples_by(self, engine: str, paths: Iterable[str]) -> bool:
+        """Whether one of these artifacts is sampled by an engine."""
+        makers = map(self.maker, paths)
+        return any(rule == "sample_rollouts" and self.engine(own["sampling"]) == engine for rule, own in makers)
 
     def engine_check(self, policy: str, sampling: str, prompts: str) -> list[str]:
         """The table that holds a policy's engine against the trainer; none where the trainer's own library samples."""

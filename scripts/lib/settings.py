@@ -57,7 +57,7 @@ def curate_data(plan: Plan, dataset: str) -> Config:
     """A data set."""
     block = plan.config["datasets"][dataset]
     if block["kind"] == "hub":
-        return {**block}
+        return {name: value for name, value in block.items() if name != "rows"}
     return _source(plan, block, f"datasets.{dataset}.path")
 
 

@@ -14,6 +14,7 @@ KEYS = {
     "head_size": "head_dim",
     "vocabulary": "vocab_size",
     "tied": "tie_word_embeddings",
+    "positions": "max_position_embeddings",
 }
 
 
@@ -26,10 +27,10 @@ def check(said: dict[str, Any] | None, found: dict[str, Any]) -> None:
         return
     own = {"num_key_value_heads": found.get("num_attention_heads"), **found}
     sizes = {"head_dim": None, **own}
-    wanted = {**said}
+    wanted = {key: value for key, value in said.items() if value is not None}
     if sizes["head_dim"] is None and sizes.get("hidden_size") and sizes.get("num_attention_heads"):
         sizes["head_dim"] = sizes["hidden_size"] // sizes["num_attention_heads"]
-    if wanted.get("head_size") is None:
+    if "head_size" not in wanted:
         wanted["head_size"] = wanted["hidden_size"] // wanted["heads"]
     wrong = [
         f"shape.{key} = {wanted[key]!r}: the model's {name} is {sizes[name]!r}"

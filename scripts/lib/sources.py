@@ -10,13 +10,18 @@ DATA = (".jsonl", ".parquet")
 TEMPLATES = ROOT / "config" / "templates"  # chat templates of ours
 
 
+def present(path: str, pattern: str) -> list[Path]:
+    """What there is of a source, in name order: one file, or those of a folder that match `pattern`."""
+    place = ROOT / path  # an absolute path stays what it is
+    return [place] if place.is_file() else sorted(file for file in place.glob(pattern) if file.is_file())
+
+
 def files(path: str, pattern: str, key: str) -> list[Path]:
     """The files of a source in name order: one file, or those of a folder that match `pattern`.
 
     `key` is the config key that named it. Raises ConfigError when there are none.
     """
-    place = ROOT / path  # an absolute path stays what it is
-    found = [place] if place.is_file() else sorted(file for file in place.glob(pattern) if file.is_file())
+    found = present(path, pattern)
     if not Path(path).is_absolute():
         found = [Path(os.path.relpath(file, ROOT)) for file in found]
     if not found:

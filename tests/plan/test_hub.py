@@ -76,9 +76,15 @@ def built(tmp_path_factory):
             "choices": {"kind": "hub", "type": "preferences", "repo": "tiny/choices", "revision": commits["choices"]},
         },
         "prompts": {"asks": {"kind": "hub", "repo": "tiny/asks-{n}-few", "revision": asks, "size": 10}},
-        "sft": {"it": {"kind": "adopt", "base": "llama"}},
+        "sft": {
+            "it": {"kind": "adopt", "base": "llama"},
+            "taught": {"kind": "train", "base": "llama", "dataset": "talks"},
+        },
         "pairings": {"as_given": {}},
-        "runs": {"main": {"sft": "it", "iterations": 1, "mix": [{"dataset": "choices", "pairing": "as_given"}]}},
+        "runs": {
+            name: {"sft": sft, "iterations": 1, "mix": [{"dataset": "choices", "pairing": "as_given"}]}
+            for name, sft in (("main", "it"), ("other", "taught"))
+        },
         "runtime": {"device": "cpu"},
     }
     checkout = copy_checkout(tmp_path_factory.mktemp("hub") / "ouroboros")

@@ -8,7 +8,7 @@ import pytest
 from scripts.lib import cluster
 from scripts.lib.config import load, schema
 from scripts.lib.plan import Plan
-from tests.conftest import ROOT, jobs, run
+from tests.conftest import ROOT, copy_checkout, jobs, run
 from tests.unit.test_cluster import SITE, Resources, asked, sbatch
 
 PRESETS = sorted(path.stem for path in (ROOT / "config" / "presets").glob("*.yaml"))
@@ -41,7 +41,7 @@ def test_a_preset_plans_these_jobs(checkout, request, preset):
     (folder / "helpful-base.test.jsonl").write_text('{"chosen": "", "rejected": ""}\n')
     done = run(checkout, "snakemake", "-n", "--configfile", f"config/presets/{preset}.yaml", "--", "all")
     check(request, f"{preset}_all", jobs(done.stdout))
-    assert (done.stderr.count("not pinned to a commit: datasets.sft_mix") == 1) == preset.startswith("llama3")
+    assert (done.stderr.count("not pinned to a commit: ") == 1) == (preset in ("llama3_8b", "llama3_8b_concise"))
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith(("llama3", "qwen"))])
@@ -92,6 +92,25 @@ def test_an_iteration_beyond_the_configured_ones_is_refused_clearly(checkout, ta
 def test_an_offline_run_says_that_it_has_no_rollouts(checkout):
     said = complaint(checkout, "iter1_rollouts", "--config", "run=offline")
     assert "trains on curated preferences only" in said
+
+
+def test_without_an_environment_for_vllm_a_build_is_refused_before_its_first_job_and_a_dry_run_says_so(tmp_path):
+    folder = copy_checkout(tmp_path / "ouroboros")
+    (folder / "vllm.yaml").write_text(
+        "samplings: {best_of_8: {engine: vllm}}\nruntime: {rollout_python: no/such/python}\n"
+    )
+    lacking = "runtime.rollout_python = 'no/such/python': no program that can be run. Hint: `make rollout-env` makes"
+    planned = run(folder, "snakemake", "-n", "iter1_rollouts", "--configfile", "vllm.yaml")
+    assert planned.stderr.count(f"not ready to run: {lacking}") == 1
+    refused = run(folder, "snakemake", "iter1_rollouts", "--configfile", "vllm.yaml", check=False)
+    assert refused.returncode == 1
+    assert f"not ready to run:\n  - {lacking}" in refused.stdout + refused.stderr
+    assert not (folder / "results").exists()
+    # What computes nothing, or needs no sampling, is done all the same.
+    run(folder, "snakemake", "--touch", "iter1_rollouts", "--configfile", "vllm.yaml")
+    table = "results/tiny/prompts/heldout-1.parquet"
+    run(folder, "snakemake", table, "--configfile", "vllm.yaml")
+    assert (folder / table).exists()
 
 
 def test_all_mistakes_of_a_config_are_told_before_anything_is_planned(checkout, tmp_path):

@@ -135,6 +135,19 @@ def test_conda_and_ready_interpreters_together_are_refused(tmp_path):
     assert "train_python = '/opt/train/bin/python': excludes --sdm conda" in done.stdout + done.stderr
 
 
+def test_a_training_environment_that_is_not_there_is_named_and_only_a_build_is_refused(tmp_path):
+    folder = copy_checkout(tmp_path / "ouroboros")
+    site = SITE + INTERPRETERS.replace("train_python: null", "train_python: /opt/train/bin/python")
+    (folder / "site.yaml").write_text(site)
+    words = ["--default-resources", "site=site.yaml", "--", "results/tiny/data/annotations.parquet"]
+    lacking = "train_python of the site = '/opt/train/bin/python': no program that can be run. Hint: "
+    assert f"not ready to run: {lacking}" in run(folder, "snakemake", "-n", *words).stderr
+    done = run(folder, "snakemake", *words, check=False)
+    assert done.returncode == 1
+    assert f"  - {lacking}" in done.stdout + done.stderr
+    assert not (folder / "results").exists()
+
+
 def test_another_pin_is_seen_in_a_dry_run(tmp_path):
     folder = copy_checkout(tmp_path / "ouroboros")
     before = run(folder, "snakemake", "-n", "-p", "sft").stdout

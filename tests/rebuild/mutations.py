@@ -132,7 +132,10 @@ edits(
 
 TABLE["a profile for a cluster"] = Mutation(
     NOTHING,
-    replace("profiles/slurm/site.yaml", "CHANGE_ME", "here"),
+    append(
+        "profiles/slurm/site.yaml",
+        "account: a\ncpu_partition: c\ngpu_partition: g\nmax_mem_mb: null\nmax_runtime: null\n",
+    ),
     options=("--profile", "slurm"),
 )
 TABLE["a profile for several GPUs"] = Mutation(NOTHING, options=("--profile", "profiles/gpu"))

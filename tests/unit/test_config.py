@@ -348,6 +348,45 @@ MISTAKES += [
 ]
 
 
+# Pairs take two responses that differ, and no sequence is longer than its model is made for.
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "layers": 1, "heads": 4, "kv_heads": 2, "vocabulary": 300}
+BOUNDED = {**BASE, "shape": {**SHAPE, "positions": 8192}}
+LONG = {"max_prompt_tokens": 8000, "max_new_tokens": 193}
+MISTAKES += [
+    (given(samplings__eight__k=1), "runs.main.sampling", "draws 1 response to a prompt, and dpo makes pairs of two"),
+    (given(samplings__eight__temperatures=[0]), "runs.main.sampling", "draws greedily only, so all responses to a"),
+    (
+        given(samplings__greedy={"temperatures": [0, 0.0]}, runs__main__each={2: {"sampling": "greedy"}}),
+        "runs.main.each.2.sampling",
+        "make no pair. Hint: give samplings.greedy.temperatures one above 0.",
+    ),
+    (
+        given(bases__small=BOUNDED, sft__first__max_length=8193),
+        "sft.first.max_length",
+        "= 8193: bases.small.shape.positions is 8192. Hint: lower it",
+    ),
+    (given(bases__small=BOUNDED, rewards__bt__max_length=8193), "rewards.bt.max_length", "positions is 8192"),
+    (
+        given(bases__small=BOUNDED, rewards__bt={**given()["rewards"]["bt"], "init": "base/small", "max_length": 9000}),
+        "rewards.bt.max_length",
+        "= 9000: bases.small.shape.positions is 8192",
+    ),
+    (given(bases__small=BOUNDED, runs__offline__dpo__max_length=9000), "runs.offline.dpo.max_length", "is 8192"),
+    (
+        given(bases__small=BOUNDED, runs__main__each={2: {"dpo": {"max_length": 9000}}}),
+        "runs.main.each.2.dpo.max_length",
+        "is 8192",
+    ),
+    (given(bases__small=BOUNDED, runs__raft__raft__max_length=9000), "runs.raft.raft.max_length", "is 8192"),
+    (
+        given(bases__small=BOUNDED, samplings__judged={**LONG, "k": 2, "record_logprobs": True}),
+        "evaluation.test.sampling",
+        "up to 8193 tokens, and bases.small.shape.positions is 8192. Hint: lower max_prompt_tokens or max_new_tokens",
+    ),
+    (given(bases__small={**BASE, "shape": {**SHAPE, "positions": 0}}), "bases.small.shape.positions", "at least 1"),
+]
+
+
 @pytest.mark.parametrize(("config", "key", "says"), MISTAKES, ids=[f"{key} {says}" for _, key, says in MISTAKES])
 def test_a_mistake_is_one_line_with_its_key_and_what_is_allowed(config, key, says):
     line = complaint(config)
@@ -372,6 +411,55 @@ def test_sources_of_a_hub_that_share_no_prompt_are_accepted():
     resolve(given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "a/asks-7", "revision": COMMIT}))
 
 
+@pytest.mark.parametrize(
+    ("trained", "heldout", "shared"),
+    [
+        # a hub: one repository, whatever the letters' case or the commit
+        ({}, {"pattern": "data/train-*"}, True),
+        ({"pattern": "data/train-*"}, {"pattern": "data/train-00000*"}, True),
+        ({"pattern": "data/train-*"}, {"pattern": "data/test-*"}, False),
+        ({"pattern": "data/train-*"}, {"pattern": "data/test-*", "repo": "A/Choices", "revision": OTHER}, False),
+        ({"pattern": "data/train-*"}, {"pattern": "*.parquet", "repo": "A/Choices", "revision": OTHER}, True),
+        ({"pattern": "train/*"}, {"pattern": "[tv]*"}, True),
+        ({"pattern": "a.jsonl"}, {"pattern": "a.jsonl.gz"}, False),
+        ({"pattern": "a.jsonl"}, {"pattern": "a.jsonl"}, True),
+        ({"pattern": "a.jsonl"}, {"pattern": "?.jsonl"}, True),
+        ({"pattern": "b/*"}, {"pattern": "a.jsonl"}, False),
+        ({"pattern": "*", "part": [0, 0.9]}, {"pattern": "data/train-*", "part": [0.9, 1]}, False),
+        ({}, {"repo": "a/other"}, False),
+        # local files: which they are, if they are there
+        ({"path": "FOLDER"}, {"path": "FOLDER", "pattern": "train*"}, True),
+        ({"path": "FOLDER", "pattern": "*.train.jsonl"}, {"path": "FOLDER", "pattern": "*.test.jsonl"}, False),
+        ({"path": "FOLDER"}, {"path": "FOLDER/train.jsonl"}, True),
+        ({"path": "FOLDER/../FOLDER/b.train.jsonl"}, {"path": "FOLDER", "pattern": "b*"}, True),
+        ({"path": "FOLDER", "part": [0, 0.5]}, {"path": "FOLDER", "part": [0.5, 1]}, False),
+        ({"path": "no/where"}, {"path": "no/../no/where", "pattern": "b*"}, True),
+        ({"path": "no/where", "pattern": "a*"}, {"path": "no/where", "pattern": "b*"}, False),
+    ],
+)
+def test_rows_that_are_trained_on_are_not_held_out(tmp_path, trained, heldout, shared):
+    for name in ("train.jsonl", "b.train.jsonl", "b.test.jsonl"):
+        (tmp_path / name).touch()
+    local = {"kind": "files", "type": "preferences"}
+    blocks = []
+    for said in (trained, heldout):
+        block = {**(local if "path" in said else CHOICES), **said}
+        if "path" in said:
+            block["path"] = said["path"].replace("FOLDER/../FOLDER", f"{tmp_path}/../{tmp_path.name}")
+            block["path"] = block["path"].replace("FOLDER", str(tmp_path))
+        blocks.append(block)
+    config = given(datasets__choices=blocks[0], datasets__choices_heldout=blocks[1])
+    if shared:
+        assert complaint(config).startswith("rewards.bt.heldout = 'choices_heldout': shares prompts with the training")
+    else:
+        resolve(config)
+
+
+def test_prompts_of_one_of_several_repositories_are_noticed_in_any_letters():
+    config = given(prompts__asks=ASKS, prompts__tests={**ASKS, "repo": "A/Asks-3", "revision": OTHER, "pattern": "d*"})
+    assert complaint(config).startswith("evaluation.test.prompts = 'tests': training uses prompts of prompts.asks")
+
+
 def test_a_run_has_no_more_iterations_than_its_prompts_have_revisions():
     lines = complaints(given(prompts__asks={**ASKS, "revision": [COMMIT, OTHER]}))
     assert [line.split(":")[0] for line in lines] == ["runs.main.iterations = 3", "runs.raft.iterations = 3"]
@@ -385,6 +473,28 @@ def test_numbers_are_names_too():
 
 def test_a_run_whose_max_length_just_holds_prompt_and_response_is_accepted():
     assert resolve(given(runs__main__dpo__max_length=96))["runs"]["main"]["dpo"]["max_length"] == 96
+
+
+def test_a_sampling_of_a_run_fits_the_positions_of_its_base():
+    lengths = {"dpo": {"max_length": 9000}, "raft": {"max_length": 9000}}
+    longer = given(bases__small=BOUNDED, samplings__eight=LONG)
+    for name in ("main", "raft"):
+        longer["runs"][name] |= lengths
+    lines = complaints(longer)
+    assert [line.split(" = ")[0] for line in lines] == [
+        *("runs.main.sampling", "runs.main.dpo.max_length", "runs.raft.sampling", "runs.raft.raft.max_length")
+    ]
+    assert "and bases.small.shape.positions is 8192. Hint: lower max_prompt_tokens or max_new_tokens of" in lines[0]
+    # What is said of no base is held against nothing, and the last position may be used.
+    resolve({**longer, "bases": {"small": {**BASE, "shape": SHAPE}}})
+    resolve(given(bases__small={**BASE, "shape": {**SHAPE, "positions": 8192}}, sft__first__max_length=8192))
+
+
+def test_one_response_a_prompt_is_enough_where_nobody_makes_pairs():
+    config = given(samplings__one={"k": 1}, runs__raft__sampling="one")
+    assert resolve(config)["samplings"]["one"]["k"] == 1
+    mixed = resolve(given(samplings__eight__temperatures=[0, 1]))
+    assert mixed["samplings"]["eight"]["temperatures"] == [0.0, 1.0]
 
 
 def test_a_micro_batch_larger_than_a_batch_is_accepted():
@@ -496,8 +606,12 @@ def test_the_concise_preset_differs_in_its_penalty_only():
 
 def test_the_preset_with_adapters_differs_in_rates_rows_resources_and_an_adopted_start_only():
     blocks = {key.split(".")[0] for key in differing("llama3_8b_lora")}
-    assert blocks == {"datasets", "sft", "rewards", "runs", "resources"}
-    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if not key.startswith(("resources", "sft"))}
+    assert blocks == {"datasets", "sft", "rewards", "runs", "resources", "runtime", "forecast"}
+    assert {key for key in differing("llama3_8b_lora") if key.startswith(("runtime", "forecast"))} == {
+        *("runtime.shards_per_engine", "forecast.gpus")
+    }
+    deciding = ("datasets", "rewards", "runs")
+    changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if key.startswith(deciding)}
     assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets", "sft"}
     config = load(ROOT / "config" / "presets" / "llama3_8b_lora.yaml")
     for run in config["runs"].values():  # adapters leave embeddings frozen, so the chat format must be there already

@@ -174,8 +174,13 @@ def half_a_model(files):
         (half_a_model, {}, "model-00002-of-00002.safetensors missing"),
         (
             lambda files: files,
-            {"shape": {**SHAPE, "layers": 2, "vocabulary": 9, "tied": True}},
+            {"shape": {**SHAPE, "layers": 2, "vocabulary": 9, "tied": True, "positions": None}},
             "shape.layers = 2: the model's num_hidden_layers is 1\nshape.vocabulary = 9: the model's vocab_size is ",
+        ),
+        (
+            lambda files: files,
+            {"shape": {**SHAPE, "vocabulary": 9, "tied": True, "positions": 7}},
+            "shape.positions = 7: the model's max_position_embeddings is 128\nHint: ",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from scripts.lib import artifact, cluster, fits, forecast
 from scripts.lib.config import resolve
 from scripts.lib.errors import ConfigError
 from scripts.lib.plan import Plan
+from scripts.lib.settings import of as settings_of
 from tests.unit.test_config import given
 from tests.unit.test_memory import LLAMA
 
@@ -205,6 +206,9 @@ def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
     assert line.startswith("bases.small.shape.layers = 7: the model has 1. Hint: ")
     block["shape"] = dict(SMALL)
     resolve(config)
+    made(plan, "small", config_json({**SMALL, "positions": 2048}), kind="gguf", package="there", file="a.gguf")
+    block["shape"] = {**SMALL, "positions": 8192}
+    assert complaints(config)[0].startswith("bases.small.shape.positions = 8192: the model has 2048. Hint: ")
 
 
 def test_a_local_folder_tells_its_shape(tmp_path):
@@ -231,10 +235,33 @@ def test_tokens_follow_from_sizes_and_expected_lengths():
     assert said.job(plan.reward_model("bt")).tokens == 4000 * 2 * 300
     reference = said.job(plan.pair_sources("main", 2)[0].reference)
     assert (reference.tokens, reference.seconds) == (2500 * 2 * 300, 2500 * 2 * 300 / 5000)
-    # Three shards run side by side, iterations one after another.
+    # Three shards run side by side on eight GPUs, iterations one after another.
     shards = [path for n in (1, 2) for path in plan.rollouts(plan.iteration("main", n - 1), "eight", f"asks-{n}")]
     text = " ".join(line.strip() for line in said.lines(shards))
     assert text.endswith(f"; 8M tokens, {forecast.duration(2 * 1_600_000 / 500)}")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "parallel", "waves"),
+    # Two whole shards and half of one for each of two iterations, the longest first.
+    [(None, 1, 1), (8, 1, 1), (3, 1, 1), (2, 1, 1.5), (1, 1, 2.5), (8, 4, 1.5), (4, 4, 2.5), (2, 4, 2.5)],
+)
+def test_shards_wait_for_gpus_in_whole_waves(gpus, parallel, waves):
+    changes = {"prompts__asks__size": 2500, "runtime__vllm_tensor_parallel": parallel}
+    config = llama(**changes, forecast={"sample_tokens_per_second": 500, "response_tokens": 200, "gpus": gpus})
+    config["samplings"]["eight"]["engine"] = "vllm"
+    said, plan = forecast_of(config)
+    shards = [path for n in (1, 2) for path in plan.rollouts(plan.iteration("main", n - 1), "eight", f"asks-{n}")]
+    text = " ".join(line.strip() for line in said.lines(shards))
+    assert text.endswith(f"; 8M tokens, {forecast.duration(2 * waves * 1_600_000 / 500)}")
+
+
+def test_without_gpus_or_a_number_shards_run_one_after_another():
+    config = given(prompts__asks__size=2500, forecast={"sample_tokens_per_second": 100, "response_tokens": 32})
+    config["runtime"] = {"device": "cpu"}
+    said, plan = forecast_of(config)
+    text = " ".join(line.strip() for line in said.lines(plan.rollouts("sft/first", "eight", "asks-1")))
+    assert text.endswith(f"; 640k tokens, {forecast.duration(6400)}")
 
 
 def test_no_size_and_no_throughput_are_guessed():
@@ -245,6 +272,40 @@ def test_no_size_and_no_throughput_are_guessed():
     said, plan = forecast_of(config)
     assert said.job(plan.policy("sft/first")).tokens is None
     assert said.lines([plan.policy("sft/first")])[-1].endswith("tokens not known: a data set without a size")
+
+
+CHOICES = {"kind": "hub", "type": "preferences", "repo": "a/choices", "revision": "a" * 40, "part": [0.0, 0.75]}
+
+
+def test_what_is_known_is_summed_and_the_rest_is_counted():
+    config = llama(prompts__asks__size=1000, forecast={"train_tokens_per_second": 1000})
+    config["runs"]["offline"] = {
+        "sft": "first",
+        "iterations": 1,
+        "mix": [{"dataset": "choices", "pairing": "extremes"}],
+    }
+    config["runs"]["offline"]["dpo"] = config["runs"]["main"]["dpo"]
+    config["datasets"]["choices"] = dict(CHOICES)
+    said, plan = forecast_of(config)
+    steps = [plan.policy(policy) for policy in plan.policies() if policy.startswith("runs/")]
+    text = " ".join(line.strip() for line in said.lines(steps))
+    assert text.endswith(f"; 6M tokens, {forecast.duration(6_000_000 / 8000)}; and 1 of unknown size")
+    config["forecast"]["train_tokens_per_second"] = None
+    assert " ".join(forecast_of(config)[0].lines(steps)).endswith("; 6M tokens; and 1 of unknown size")
+
+
+def test_the_expected_rows_of_a_hub_count_in_the_forecast_and_nowhere_else():
+    def step(**keys):
+        said, plan = forecast_of(llama(datasets__choices={**CHOICES, **keys}))
+        settings = settings_of(plan, "curate_data", dataset="choices")
+        fetched = settings_of(plan, "fetch_data", block="datasets", source="choices")
+        return said.job(plan.reward_model("bt")).tokens, (settings, fetched)
+
+    unsaid, recorded = step()
+    assert unsaid is None
+    assert step(rows=4000) == (3000 * 2 * 500, recorded)
+    assert step(rows=8000) == (6000 * 2 * 500, recorded)
+    assert step(rows=8000, size=100)[0] == 100 * 2 * 500
 
 
 def test_only_steps_that_compute_are_forecast_and_one_line_tells_of_a_rule():

@@ -37,7 +37,7 @@ COUNTS = {
 
 
 def shape_of(sizes):
-    said = {"head_size": None, "tied": False, **sizes}
+    said = {"head_size": None, "tied": False, "positions": None, **sizes}
     found = model_shape.of_block({"kind": "gguf", "shape": said})
     assert found is not None
     return found

@@ -635,9 +635,28 @@ def test_what_comes_from_a_hub_is_read_from_a_folder_of_its_own():
 
 
 def test_sources_without_a_commit_are_named():
-    assert from_hub().unpinned() == ["datasets.talks"]
-    assert from_hub(prompts__many__revision=[COMMITS[0], "main"]).unpinned() == ["datasets.talks", "prompts.many"]
+    several = [COMMITS[0], "main"]
+    used = {"sft__tiny__dataset": "talks", "runs__main__prompts": "many", "runs__main__iterations": 2}
+    assert from_hub(**used).unpinned() == ["datasets.talks"]
+    assert from_hub(**used, prompts__many__revision=several).unpinned() == ["datasets.talks", "prompts.many"]
+    assert from_hub(**used, sft__tiny__base="llama", bases__llama__revision="main").unpinned() == [
+        *("bases.llama", "datasets.talks")
+    ]
     assert plan().unpinned() == []
+
+
+def test_a_source_that_nothing_is_made_from_need_not_be_pinned():
+    assert from_hub(prompts__many__revision=["main", "main"], bases__llama__revision="main").unpinned() == []
+
+
+def test_what_is_sampled_by_an_engine():
+    def by_vllm(config):
+        config["samplings"]["evaluation"]["engine"] = "vllm"
+
+    p = plan(by_vllm)
+    assert p.samples_by("vllm", p.artifacts(*p.asked("all")))
+    assert not p.samples_by("vllm", p.artifacts(*p.asked("iter3_policy")))
+    assert p.samples_by("transformers", p.artifacts(*p.asked("iter3_policy")))
 
 
 def told(p, stage, **wildcards):
