@@ -55,7 +55,7 @@ def forecast_of(config):
     return forecast.Forecast(plan), plan
 
 
-def test_on_a_gpu_every_process_holds_the_training_rows_where_their_number_is_known():
+def test_on_a_gpu_every_process_holds_its_tables_where_their_size_is_known():
     def host(**data):
         found, plan = forecast_of(llama(**data))
         path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
@@ -65,6 +65,19 @@ def test_on_a_gpu_every_process_holds_the_training_rows_where_their_number_is_kn
     name = known["sft"]["first"]["dataset"]
     more, less = (host(**{f"datasets__{name}__size": size}) for size in (2 * rows, rows))
     assert more - less == 8 * rows * (200 + 300) * 8  # processes, rows, expected tokens, bytes
+
+
+def test_blocks_of_one_pass_lie_end_to_end_and_need_a_mask():
+    def step(packing):
+        changes = {"sft__first__packing": packing, "sft__first__batch_size": 32, "runtime__train_micro_batch": 2}
+        found, plan = forecast_of(llama(**changes))
+        path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
+        rule, own = plan.maker(path)
+        return found.training(rule, own, found.shape(found.model(rule, own)))
+
+    apart, packed = step(False), step(True)
+    assert (apart.rows, apart.length, packed.rows, packed.length) == (2, 2048, 1, 4096)
+    assert packed.packed and packed.mask and not apart.packed
 
 
 # Refusals
