@@ -88,7 +88,7 @@ include: "rules/targets.smk"
 # What is planned may be looked at without any environment; a build is refused before its first job.
 if workflow.is_main_process:
     for line in unready(PLAN.artifacts(*PLAN.asked("all"))):
-        print(f"not ready to run: {line}", file=sys.stderr)
+        print(f"not ready for all steps: {line}", file=sys.stderr)
 
 
 onstart:

@@ -177,7 +177,8 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
         for row, value in zip(rows, values):
             count = max(1, len(row[f"{side}_ids"]))
             difference = (value - row[f"ref_{side}_logps"]) / count
-            if abs(difference) > (allowed := max(GATE_TOLERANCE[dtype], scatter(dtype, count))):
+            allowed = max(GATE_TOLERANCE[dtype], scatter(dtype, count))
+            if not abs(difference) <= allowed:  # so that NaN is refused too
                 raise InputError(
                     f"gate: before the first step the policy gives a {side} answer log-probability {value:.4f}, its "
                     f"reference {row[f'ref_{side}_logps']:.4f}: {abs(difference):.2g} nats per token apart, allowed "
@@ -186,7 +187,7 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
             apart, tokens = apart + count * difference, tokens + count
             gaps.append(abs(difference))
         mean, allowed = apart / tokens, max(GATE_MEAN[dtype], scatter(dtype, tokens))
-        if abs(mean) > allowed:
+        if not abs(mean) <= allowed:
             raise InputError(
                 f"gate: before the first step the policy's log-probabilities of {len(rows)} {side} answers are "
                 f"{mean:+.2g} nats per token from its reference's in the mean, allowed are {allowed:.1g}. {OTHERWISE}"

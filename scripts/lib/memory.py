@@ -64,6 +64,11 @@ class Training:
         return self.rows > 1 or self.packed
 
     @property
+    def span(self) -> int:
+        """Tokens that a mask is as wide as: a sequence, or where they are packed, end to end, all of a pass."""
+        return self.rows * self.length if self.packed else self.length
+
+    @property
     def arithmetic(self) -> str:
         """float32; bfloat16 for weights that are bfloat16; autocast for float32 weights under bfloat16 arithmetic."""
         if self.dtype == "bfloat16" and self.strategy == "data" and self.lora is None:
@@ -214,7 +219,7 @@ def layer_activations(step: Training) -> int:
     normed = 0 if step.lora else 2 * hidden * _stream(step)
     ranks = step.lora["r"] * len(kept) if step.lora else 0
     row = 8 * hidden + normed + each * (into + 2 * queries + 2 * keys + 3 * inner + ranks) + 4 * shape.heads
-    return tokens * (row + step.length * _score_bytes(step, masked))
+    return tokens * (row + step.span * _score_bytes(step, masked))
 
 
 def _adapted(lora: dict[str, Any], name: str) -> bool:
@@ -240,7 +245,7 @@ def activations(step: Training) -> int:
     stream = _stream(step)
     last = (4 + stream * (1 if step.lora else 2)) * shape.hidden_size * tokens
     if step.checkpointing:
-        mask = tokens * step.length if step.mask else 0
+        mask = tokens * step.span if step.mask else 0
         return shape.layers * stream * shape.hidden_size * tokens + last + mask
     return shape.layers * layer_activations(step) + last
 

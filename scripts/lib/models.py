@@ -1,6 +1,7 @@
 """Loading and saving models: verified when read, safetensors only, no remote code, never from a hub."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def prepare(runtime: dict[str, Any]) -> torch.device:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise InputError(
             f"runtime.device is cuda, but PyTorch {torch.__version__}, {built}, sees no GPU.\n"
-            "Hint: an environment made on a machine without a GPU has no CUDA: remove it, then `make .venv/ready "
-            "GPU=1`; or see whether nvidia-smi finds the driver; or set runtime.device to auto."
+            f"Hint: an environment made on a machine without a GPU has no CUDA: make {sys.prefix} again, as `make "
+            ".venv/ready GPU=1` or `make rollout-env GPU=1` do; or see whether nvidia-smi finds the driver; or set "
+            "runtime.device to auto."
         )
     return torch.device(wanted, ranks.local()) if wanted == "cuda" else torch.device(wanted)
 

@@ -21,7 +21,8 @@ from scripts.lib import adapters, artifact, checkpoints, models, ranks, stage, s
 from scripts.lib.errors import InputError
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-LOGS_PER_RUN, STEPS_BETWEEN_LOGS = 20, 50
+# Steps from log to log; between logs nobody looks whether the loss is a number, and no checkpoint is saved.
+LOGS_PER_RUN, STEPS_BETWEEN_LOGS = 20, 10
 
 
 def arguments(kind: type[Arguments], job: stage.Job, rows: int, **own: Any) -> Arguments:
@@ -133,6 +134,13 @@ class Progress(TrainerCallback):
         """Start the clock; a step that goes on from a checkpoint is timed from there."""
         self.began = time.monotonic()
         self.steps_before, self.tokens_before = state.global_step, int(state.num_input_tokens_seen)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Have the last step logged too, or a loss that is no number there would be seen by nobody."""
+        control.should_log |= state.global_step >= state.max_steps
+        return control
 
     def pace(self, state: TrainerState) -> tuple[float, timedelta]:
         """(tokens per second over all processes since the clock started, padding not counted; time left)."""

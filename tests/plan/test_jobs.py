@@ -101,7 +101,7 @@ def test_without_an_environment_for_vllm_a_build_is_refused_before_its_first_job
     )
     lacking = "runtime.rollout_python = 'no/such/python': no program that can be run. Hint: `make rollout-env` makes"
     planned = run(folder, "snakemake", "-n", "iter1_rollouts", "--configfile", "vllm.yaml")
-    assert planned.stderr.count(f"not ready to run: {lacking}") == 1
+    assert planned.stderr.count(f"not ready for all steps: {lacking}") == 1
     refused = run(folder, "snakemake", "iter1_rollouts", "--configfile", "vllm.yaml", check=False)
     assert refused.returncode == 1
     assert f"not ready to run:\n  - {lacking}" in refused.stdout + refused.stderr

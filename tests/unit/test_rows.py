@@ -109,3 +109,4 @@ def test_blocks_hold_whole_rows_once_each_whoever_makes_them(tmp_path, monkeypat
     assert sorted(seen) == [(number, 1 + 7 * number % 13) for number in range(40)]
     as_process(monkeypatch, 1, 2)
     assert rows.packed(found, 16).to_list() == blocks.to_list()
+    assert len(list((tmp_path / "work").glob("cache-*.arrow"))) == 1  # the second process has packed nothing

@@ -114,21 +114,48 @@ def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
 # A step that goes wrong
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
-def test_a_loss_that_is_no_number_ends_the_step_where_it_happens(tmp_path, run_stage, steps, monkeypatch, capsys, name):
-    module, settings, inputs = steps[name]
+def poisoned(monkeypatch, at):
+    """Have the loss of the forward pass `at`, counted from 1, be no number; gives the list of all passes."""
     calls, real = [], _BaseTrainer.training_step
 
     def training_step(*args, **kwargs):
         calls.append(1)
         loss = real(*args, **kwargs)
-        return loss * float("nan") if len(calls) == 3 else loss
+        return loss * float("nan") if len(calls) == at else loss
 
     monkeypatch.setattr(_BaseTrainer, "training_step", training_step)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo"])
+def test_a_loss_that_is_no_number_ends_the_step_where_it_happens(tmp_path, run_stage, steps, monkeypatch, capsys, name):
+    module, settings, inputs = steps[name]
+    calls = poisoned(monkeypatch, 3)
     assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 2
     assert "training diverged: loss is nan at step 3 of 8.\nHint: lower the learning rate" in capsys.readouterr().out
     assert len(calls) == 3
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("at", [41, 42])
+def test_a_loss_that_is_no_number_leaves_neither_a_policy_nor_a_checkpoint(
+    tmp_path, run_stage, steps, monkeypatch, capsys, at
+):
+    module, settings, inputs = steps["sft"]
+    settings = settings | {"epochs": 10.75, "batch_size": 4}  # 43 steps, of which every second is logged, and the last
+    poisoned(monkeypatch, at)
+    assert run_stage(module, settings, tmp_path / "model", OFTEN, **inputs)[0] == 2
+    assert "training diverged: loss is nan at step 42 of 43." in capsys.readouterr().out
+    saved = {path.name for path in (tmp_path / "work" / "model" / "checkpoints").glob("checkpoint-*")}
+    assert saved == {"checkpoint-38", "checkpoint-40"}
+
+
+def test_a_loss_that_is_no_number_in_the_last_step_is_seen(tmp_path, run_stage, steps, monkeypatch, capsys):
+    module, settings, inputs = steps["sft"]
+    settings = settings | {"epochs": 10.75, "batch_size": 4}
+    poisoned(monkeypatch, 43)
+    assert run_stage(module, settings, tmp_path / "model", **inputs)[0] == 2
+    assert "training diverged: loss is nan at step 43 of 43." in capsys.readouterr().out
 
 
 def test_a_gradient_that_is_no_number_ends_the_step(tmp_path, run_stage, steps, monkeypatch, capsys):
@@ -138,12 +165,12 @@ def test_a_gradient_that_is_no_number_ends_the_step(tmp_path, run_stage, steps, 
     assert "training diverged: grad_norm is inf at step 1 of 8." in capsys.readouterr().out
 
 
-def test_long_runs_write_a_line_every_fifty_steps_and_short_ones_twenty(tmp_path):
+def test_long_runs_write_a_line_every_ten_steps_and_short_ones_twenty(tmp_path):
     def every(rows):
         job = a_job(tmp_path, {**TRAINING, "epochs": 1}, **RUNTIME)
         return training.arguments(SFTConfig, job, rows).logging_steps
 
-    assert [every(4 * steps) for steps in (8, 400, 1000, 72_500)] == [1, 20, 50, 50]
+    assert [every(4 * steps) for steps in (8, 60, 200, 72_500)] == [1, 3, 10, 10]
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_stops_the_step(tmp_path, run_stage, steps, monkeypatch, capsys):
