@@ -1,5 +1,6 @@
 """Killed at any moment and started again, a build ends with the artifacts of one that nothing disturbed."""
 
+import json
 import os
 import random
 import signal
@@ -50,6 +51,15 @@ def kill(process: subprocess.Popen, orphans: bool) -> None:
     process.wait()
 
 
+def longest_life(build) -> float:
+    """Seconds after which a build is killed at the latest: a twentieth of what its steps take on this machine.
+
+    Half of such a life goes into starting what the last kill has ended, so that twenty-five do not finish the build.
+    """
+    runs = (build / "results/tiny").rglob("*.run.json")
+    return sum(json.loads(path.read_text())["seconds"] for path in runs) / 20
+
+
 def build_with_kills(build, target: str, kills: int, longest: float, seed: int, record) -> None:
     """Run Snakemake, kill it `kills` times at random moments, and let it finish."""
     (build / "often.yaml").write_text(OFTEN)
@@ -74,14 +84,14 @@ def build_with_kills(build, target: str, kills: int, longest: float, seed: int, 
 
 def test_killed_five_times_in_the_reward_model_and_the_first_iteration(scratch_build, record_property):
     """Same seed, same bytes (on one machine, blueprint 11.9): reward model, rollouts, rewards, pairs, DPO."""
-    before = digests(scratch_build)
+    before, longest = digests(scratch_build), longest_life(scratch_build)
     root = scratch_build / "results/tiny"
     for path in root.glob("sft/tiny/rollouts/best_of_8/**/*.*"):
         path.unlink()
     for artifact in ("runs/main/iter1/policy", "reward/bt/model"):
         for suffix in ("json", "sha256"):
             (root / f"{artifact}.{suffix}").unlink()
-    build_with_kills(scratch_build, "iter1_policy", kills=5, longest=25, seed=1, record=record_property)
+    build_with_kills(scratch_build, "iter1_policy", kills=5, longest=longest, seed=1, record=record_property)
     assert digests(scratch_build) == before
     assert not (root / "work").exists()
     # What follows stands on bytes that are the same, so nothing of it is made again.
@@ -91,6 +101,6 @@ def test_killed_five_times_in_the_reward_model_and_the_first_iteration(scratch_b
 @pytest.mark.long
 def test_killed_twenty_five_times_over_the_whole_build(build, tmp_path, record_property):
     checkout = copy_checkout(tmp_path / "ouroboros")
-    build_with_kills(checkout, "all", kills=25, longest=28, seed=2, record=record_property)
+    build_with_kills(checkout, "all", kills=25, longest=longest_life(build), seed=2, record=record_property)
     assert digests(checkout) == digests(build)
     assert not (checkout / "results/tiny/work").exists()
