@@ -14,12 +14,12 @@ from tests.slurm.conftest import QUICK, SMALL, Build, accounted, ask
 
 pytestmark = pytest.mark.long
 
-# SFT takes about two minutes of one fast core, in many steps: a time limit of a minute, SLURM's least, must not do.
+# SFT takes a minute and a half of one fast core, in many steps: a time limit of a minute, SLURM's least, must not do.
 LONG_SFT = merge(
     SMALL,
     {
         "datasets": {"demonstrations": {"size": 2000}},
-        "sft": {"tiny": {"epochs": 30}},
+        "sft": {"tiny": {"epochs": 20}},
         "runtime": {"device": "cpu", "checkpoint_minutes": 0.05},
     },
 )
