@@ -1,4 +1,4 @@
-"""Three training steps of eight optimizer steps each, for tests of what a trainer does when disturbed or shared out."""
+"""Training steps of eight optimizer steps each, for tests of what a trainer does when disturbed or shared out."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def conversation(pair):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
-    """name → (module, settings, inputs) of three training steps of eight optimizer steps each."""
+    """name → (module, settings, inputs) of training steps of eight optimizer steps each."""
     from scripts.lib import chat
 
     folder = tmp_path_factory.mktemp("inputs")
@@ -40,6 +40,11 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
     dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
     return {
         "sft": (train_sft, {**TRAINING, "packing": False}, {"base": policy, "dataset": conversations}),
+        "packed": (
+            train_sft,
+            {**TRAINING, "packing": True, "batch_size": 2, "max_length": 32},
+            {"base": policy, "dataset": conversations},
+        ),
         "reward": (train_reward, TRAINING, {"init": policy, "dataset": preferences, "heldout": heldout}),
         "dpo": (
             train_dpo,

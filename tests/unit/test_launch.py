@@ -106,7 +106,7 @@ def launched(processes, module, settings, inputs, output, **environment):
     )
 
 
-LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sft", "reward")]
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("sft", "packed", "reward")]
 
 
 @pytest.mark.parametrize("name", ["dpo", *LONG])
