@@ -244,7 +244,7 @@ def test_lines_that_are_not_json_are_counted(tmp_path):
     [
         ("LICENSE.txt", b"MIT"),
         ("a.pkl", b"\x80\x04N."),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 999)[:-20]),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 999, mtime=0)[:-20]),
         ("a.parquet", b"no parquet"),
         ("a.json", b"[1, 2"),
     ],
