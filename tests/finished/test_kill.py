@@ -1,8 +1,8 @@
 """Killed at any moment and started again, a build ends with the artifacts of one that nothing disturbed."""
 
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import copy_checkout, run
+from tests.conftest import run
 
 pytestmark = pytest.mark.build
 
@@ -51,56 +51,57 @@ def kill(process: subprocess.Popen, orphans: bool) -> None:
     process.wait()
 
 
-def longest_life(build) -> float:
-    """Seconds after which a build is killed at the latest: a twentieth of what its steps take on this machine.
+def build_with_kills(build, target: str, kills: int, longest: float, seed: int, record, begin) -> None:
+    """Run Snakemake, kill it `kills` times at random moments, and let it finish with the bytes it had.
 
-    Half of such a life goes into starting what the last kill has ended, so that twenty-five do not finish the build.
+    `begin` removes what is to be built. A fast machine may be done before all kills: then it begins again.
     """
-    runs = (build / "results/tiny").rglob("*.run.json")
-    return sum(json.loads(path.read_text())["seconds"] for path in runs) / 20
-
-
-def build_with_kills(build, target: str, kills: int, longest: float, seed: int, record) -> None:
-    """Run Snakemake, kill it `kills` times at random moments, and let it finish."""
+    before = digests(build)
+    begin()
     (build / "often.yaml").write_text(OFTEN)
     command = ("snakemake", target, "--configfile", "often.yaml")
     draw = random.Random(seed)
-    started, orphaned = time.monotonic(), 0
-    for number in range(kills):
+    started, orphaned, killed = time.monotonic(), 0, 0
+    while killed < kills:
         process = start(build, *command)
-        after = draw.uniform(3, longest)
         try:
-            process.wait(timeout=after)
-            pytest.fail(f"the build ended ({process.returncode}) before kill {number + 1} of {kills}, seed {seed}")
+            assert process.wait(timeout=draw.uniform(3, longest)) == 0
+            assert digests(build) == before
+            begin()
         except subprocess.TimeoutExpired:
             orphans = draw.random() < 0.3
-            orphaned += orphans
+            orphaned, killed = orphaned + orphans, killed + 1
             kill(process, orphans)
-        run(build, "snakemake", "--unlock", "--configfile", "often.yaml")
+            run(build, "snakemake", "--unlock", "--configfile", "often.yaml")
     run(build, *command)
+    assert digests(build) == before
     seconds = time.monotonic() - started
     record("kills", f"{kills} kills, {orphaned} of Snakemake alone, seed {seed}: {seconds:.0f} s until done")
 
 
 def test_killed_five_times_in_the_reward_model_and_the_first_iteration(scratch_build, record_property):
     """Same seed, same bytes (on one machine, blueprint 11.9): reward model, rollouts, rewards, pairs, DPO."""
-    before, longest = digests(scratch_build), longest_life(scratch_build)
     root = scratch_build / "results/tiny"
-    for path in root.glob("sft/tiny/rollouts/best_of_8/**/*.*"):
-        path.unlink()
-    for artifact in ("runs/main/iter1/policy", "reward/bt/model"):
-        for suffix in ("json", "sha256"):
-            (root / f"{artifact}.{suffix}").unlink()
-    build_with_kills(scratch_build, "iter1_policy", kills=5, longest=longest, seed=1, record=record_property)
-    assert digests(scratch_build) == before
+
+    def begin() -> None:
+        for path in root.glob("sft/tiny/rollouts/best_of_8/**/*.*"):
+            path.unlink()
+        for artifact in ("runs/main/iter1/policy", "reward/bt/model"):
+            for suffix in ("json", "sha256"):
+                (root / f"{artifact}.{suffix}").unlink()
+
+    build_with_kills(scratch_build, "iter1_policy", 5, longest=25, seed=1, record=record_property, begin=begin)
     assert not (root / "work").exists()
     # What follows stands on bytes that are the same, so nothing of it is made again.
     assert "Nothing to be done" in run(scratch_build, "snakemake", "-n", "all").stdout
 
 
 @pytest.mark.long
-def test_killed_twenty_five_times_over_the_whole_build(build, tmp_path, record_property):
-    checkout = copy_checkout(tmp_path / "ouroboros")
-    build_with_kills(checkout, "all", kills=25, longest=longest_life(build), seed=2, record=record_property)
-    assert digests(checkout) == digests(build)
-    assert not (checkout / "results/tiny/work").exists()
+def test_killed_twenty_five_times_over_the_whole_build(scratch_build, record_property):
+    root = scratch_build / "results/tiny"
+
+    def begin() -> None:
+        shutil.rmtree(root)
+
+    build_with_kills(scratch_build, "all", 25, longest=28, seed=2, record=record_property, begin=begin)
+    assert not (root / "work").exists()
