@@ -103,16 +103,16 @@ def run(job: stage.Job) -> None:
     )
 
 
-Known = tuple[dict[str, Any], dict[str, Any], Path]
+Scored = tuple[dict[str, Any], dict[str, Any], Path]  # a pair, its reference's row, and the table which that is from
 
 
-def load_pairs(job: stage.Job) -> list[Known]:
+def load_pairs(job: stage.Job) -> list[Scored]:
     """All pairs, each with its reference log-probabilities and the table that they stand in.
 
     A weight below 1 keeps that share of a table's rows, drawn by the seed. Raises InputError if a table and its
     reference do not hold the same pairs.
     """
-    found: list[Known] = []
+    found: list[Scored] = []
     job.counts = {"pairs_in": 0, "dropped_by_weight": 0}
     for pairs_path, reference_path, weight in zip(
         job.inputs["pairs"], job.inputs["reference"], [weight for _, weight in job.settings["sources"]], strict=True
@@ -133,7 +133,7 @@ def load_pairs(job: stage.Job) -> list[Known]:
     return found
 
 
-def token_rows(tokenizer: Any, pairs: list[Known]) -> Iterator[dict[str, Any]]:
+def token_rows(tokenizer: Any, pairs: list[Scored]) -> Iterator[dict[str, Any]]:
     """Pairs as the trainer takes them. Raises InputError if a reference counts the tokens of an answer differently."""
     from scripts.lib import chat
 

@@ -14,6 +14,7 @@ from scripts.lib.errors import InputError
 
 PAD = "[PAD]"
 CALIBRATION_BINS = 10
+SIDES = ("chosen", "rejected")
 
 
 def heldout_metrics(margins: list[float]) -> dict[str, float]:
@@ -32,9 +33,6 @@ def heldout_metrics(margins: list[float]) -> dict[str, float]:
             bins[min(int(probability * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((probability, outcome))
     error = sum(abs(sum(p - o for p, o in entries)) for entries in bins) / (2 * count)
     return {"heldout_accuracy": accuracy, "heldout_loss": loss, "heldout_calibration_error": error}
-
-
-SIDES = ("chosen", "rejected")
 
 
 def run(job: stage.Job) -> None:

@@ -43,17 +43,17 @@ def dataset(
     return found, len(items) - len(found)
 
 
-def packed(found: Dataset, block: int) -> Dataset:
+def packed(job: stage.Job, found: Dataset, block: int) -> Dataset:
     """Blocks of at most `block` tokens, each of several whole rows, whose lengths stand in `seq_lengths`.
 
-    The first process makes them and the others find them in the work folder. All must call it together.
+    The first process makes them, unless an interrupted step has. All must call it together.
     """
-    if not ranks.first():
-        ranks.wait()
-    blocks = pack_dataset(found, block, map_kwargs={"batch_size": ROWS_AT_ONCE})
-    if ranks.first():
-        ranks.wait()
-    return blocks
+    path = job.work / "blocks.arrow"
+    if ranks.first() and not path.exists():
+        with artifact.written_beside(path) as beside:
+            pack_dataset(found, block, map_kwargs={"batch_size": ROWS_AT_ONCE, "cache_file_name": str(beside)})
+    ranks.wait()
+    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint="blocks")
 
 
 def _write(path: Path, rows: Iterator[Row]) -> None:

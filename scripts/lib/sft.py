@@ -35,7 +35,7 @@ def fine_tune(
     fitting, dropped = rows.dataset(job, items, rows_of, lambda row: len(row["input_ids"]) <= longest)
     if not len(fitting):
         raise InputError(f"all {dropped} rows are longer than max_length = {longest} tokens.\nHint: raise it.")
-    kept = rows.packed(fitting, longest) if packing else fitting
+    kept = rows.packed(job, fitting, longest) if packing else fitting
     arguments = training.arguments(SFTConfig, job, len(kept), max_length=None, padding_free=packing)
     model = models.load_policy(start, **training.how_loaded(job, device))
     trainer = SFTTrainer(

@@ -95,7 +95,7 @@ def test_blocks_hold_whole_rows_once_each_whoever_makes_them(tmp_path, monkeypat
 
     found, _ = rows.dataset(job(tmp_path), range(40), tokens, lambda row: True)
     training.disable_progress_bars()
-    blocks = rows.packed(found, 16)
+    blocks = rows.packed(job(tmp_path), found, 16)
     assert max(map(len, blocks["input_ids"])) <= 16 and len(blocks) < 40
     seen = []
     for block in blocks:
@@ -107,6 +107,9 @@ def test_blocks_hold_whole_rows_once_each_whoever_makes_them(tmp_path, monkeypat
             at += length
         assert at == len(block["input_ids"])
     assert sorted(seen) == [(number, 1 + 7 * number % 13) for number in range(40)]
+    assert {path.name for path in (tmp_path / "work").iterdir()} == {"rows-0-of-1.arrow", "blocks.arrow"}
+    # Neither another process packs again nor a step that goes on after a kill.
+    monkeypatch.setattr(rows, "pack_dataset", never)
+    assert rows.packed(job(tmp_path), found, 16).to_list() == blocks.to_list()
     as_process(monkeypatch, 1, 2)
-    assert rows.packed(found, 16).to_list() == blocks.to_list()
-    assert len(list((tmp_path / "work").glob("cache-*.arrow"))) == 1  # the second process has packed nothing
+    assert rows.packed(job(tmp_path), found, 16).to_list() == blocks.to_list()
