@@ -24,7 +24,8 @@
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
 import sys
 
-from scripts.lib import config as configuration, errors, plan
+from scripts.lib.planning import config as configuration, plan
+from scripts.lib.stage import errors
 
 if "preset" not in config and "extends" not in config:
 

@@ -23,7 +23,7 @@ rule make_base:
     params:
         launch=launch("make_base"),
         settings=settings("make_base"),
-        code=code_digest("make_base"),
+        code=code("make_base"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
@@ -50,7 +50,7 @@ rule convert_base:
     params:
         launch=launch("convert_base"),
         settings=settings("convert_base"),
-        code=code_digest("convert_base"),
+        code=code("convert_base"),
         runtime=shape,
         source=source_files("bases", "base"),
         results=RESULTS,
@@ -75,7 +75,7 @@ rule fetch_base:
     params:
         launch=launch("fetch_base"),
         settings=settings("fetch_base"),
-        code=code_digest("fetch_base"),
+        code=code("fetch_base"),
         runtime=shape,
         results=RESULTS,
     shell:

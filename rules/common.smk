@@ -6,9 +6,9 @@
 import re
 from pathlib import Path
 
-from scripts.lib import cluster, settings as decisive
-from scripts.lib.artifact import canonical_json
-from scripts.lib.digest import code_digest
+from scripts.lib.planning import cluster, settings as decisive
+from scripts.lib.stage.artifact import canonical_json
+from scripts.lib.stage.digest import code_digest
 
 
 def planned(question, *args, **kwargs):
@@ -94,6 +94,13 @@ def settings(stage):
     return lambda wildcards: planned(decisive.of, PLAN, stage, **wildcards)
 
 
+def code(stage):
+    """Params function: the digest of the code that a job runs."""
+    return lambda wildcards: code_digest(
+        stage, planned(decisive.of_stage, PLAN, stage, **wildcards)
+    )
+
+
 def source_files(block, name):
     """Params function: the local files of an entry of a config block, under the wildcard that names it.
 
@@ -121,4 +128,4 @@ def of_kind(block, *kinds):
 
 
 # The next iteration waits for these; an evaluation waits for nobody.
-ON_THE_PATH = 10
+CRITICAL_PATH_PRIORITY = 10

@@ -18,7 +18,7 @@ rule fetch_data:
     params:
         launch=launch("fetch_data"),
         settings=settings("fetch_data"),
-        code=code_digest("fetch_data"),
+        code=code("fetch_data"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.fetch_data --settings {params.settings:q} --code {params.code:q}"
@@ -44,7 +44,7 @@ rule curate_data:
     params:
         launch=launch("curate_data"),
         settings=settings("curate_data"),
-        code=code_digest("curate_data"),
+        code=code("curate_data"),
         source=source_files("datasets", "dataset"),
         results=RESULTS,
     shell:
@@ -69,7 +69,7 @@ rule make_prompts:
     params:
         launch=launch("make_prompts"),
         settings=settings("make_prompts"),
-        code=code_digest("make_prompts"),
+        code=code("make_prompts"),
         source=source_files("prompts", "prompts"),
         results=RESULTS,
     shell:

@@ -33,7 +33,7 @@ rule evaluate:
     params:
         launch=launch("evaluate"),
         settings=settings("evaluate"),
-        code=code_digest("evaluate"),
+        code=code("evaluate"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.evaluate --settings {params.settings:q} --code {params.code:q}"
@@ -58,7 +58,7 @@ rule build_report:
     params:
         launch=launch("build_report"),
         settings=settings("build_report"),
-        code=code_digest("build_report"),
+        code=code("build_report"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.build_report --settings {params.settings:q} --code {params.code:q}"

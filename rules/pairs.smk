@@ -17,14 +17,14 @@ rule build_pairs:
         manifest="<results>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.json",
     log:
         "<logs>/{policy}/rollouts/{sampling}/{prompts}/pairs/{reward}/{pairing}.log",
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     localrule: True
     conda:
         "../envs/train.yaml"
     params:
         launch=launch("build_pairs"),
         settings=settings("build_pairs"),
-        code=code_digest("build_pairs"),
+        code=code("build_pairs"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.build_pairs --settings {params.settings:q} --code {params.code:q}"
@@ -45,7 +45,7 @@ rule select_pairs:
     params:
         launch=launch("select_pairs"),
         settings=settings("select_pairs"),
-        code=code_digest("select_pairs"),
+        code=code("select_pairs"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.select_pairs --settings {params.settings:q} --code {params.code:q}"
@@ -67,7 +67,7 @@ rule score_reference:
     wildcard_constraints:
         tail=r".+/pairs/[a-z0-9_/]+",
         quantized=r"(nf4/)?",
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("score_reference")
@@ -76,7 +76,7 @@ rule score_reference:
     params:
         launch=launch("score_reference"),
         settings=settings("score_reference"),
-        code=code_digest("score_reference"),
+        code=code("score_reference"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:

@@ -32,7 +32,7 @@ rule train_dpo:
         "<benchmarks>/runs/{run}/iter{n}/policy.tsv"
     wildcard_constraints:
         run=only(PLAN.runs_by("dpo")),
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("train_dpo")
@@ -41,7 +41,7 @@ rule train_dpo:
     params:
         launch=launch("train_dpo"),
         settings=settings("train_dpo"),
-        code=code_digest("train_dpo"),
+        code=code("train_dpo"),
         runtime=runtime("train_dpo"),
         results=RESULTS,
     shell:
@@ -79,7 +79,7 @@ rule train_raft:
         "<benchmarks>/runs/{run}/iter{n}/policy.tsv"
     wildcard_constraints:
         run=only(PLAN.runs_by("raft")),
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("train_raft")
@@ -88,7 +88,7 @@ rule train_raft:
     params:
         launch=launch("train_raft"),
         settings=settings("train_raft"),
-        code=code_digest("train_raft"),
+        code=code("train_raft"),
         runtime=runtime("train_raft"),
         results=RESULTS,
     shell:

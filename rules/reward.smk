@@ -29,7 +29,7 @@ rule train_reward:
         "<benchmarks>/reward/{reward}/model.tsv"
     wildcard_constraints:
         reward=of_kind("rewards", "bt"),
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("train_reward")
@@ -38,7 +38,7 @@ rule train_reward:
     params:
         launch=launch("train_reward"),
         settings=settings("train_reward"),
-        code=code_digest("train_reward"),
+        code=code("train_reward"),
         runtime=runtime("train_reward"),
         results=RESULTS,
     shell:

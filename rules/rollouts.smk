@@ -29,9 +29,7 @@ rule sample_rollouts:
             "sample_rollouts", PLAN.engine(wildcards.sampling)
         ),
         settings=settings("sample_rollouts"),
-        code=lambda wildcards: code_digest(
-            "sample_rollouts", PLAN.engine(wildcards.sampling)
-        ),
+        code=code("sample_rollouts"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
@@ -52,7 +50,7 @@ rule check_engine:
         manifest="<results>/{policy}/rollouts/{sampling}/{prompts}/engine.json",
     log:
         "<logs>/{policy}/rollouts/{sampling}/{prompts}/engine.log",
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("check_engine")
@@ -61,7 +59,7 @@ rule check_engine:
     params:
         launch=launch("check_engine"),
         settings=settings("check_engine"),
-        code=code_digest("check_engine"),
+        code=code("check_engine"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
@@ -92,7 +90,7 @@ rule score_rollouts:
     params:
         launch=launch("score_rollouts"),
         settings=settings("score_rollouts"),
-        code=code_digest("score_rollouts"),
+        code=code("score_rollouts"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:
@@ -119,7 +117,7 @@ rule verify_rollouts:
     params:
         launch=launch("verify_rollouts"),
         settings=settings("verify_rollouts"),
-        code=code_digest("verify_rollouts"),
+        code=code("verify_rollouts"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.verify_rollouts --settings {params.settings:q} --code {params.code:q}"
@@ -146,7 +144,7 @@ rule score_logprobs:
     params:
         launch=launch("score_logprobs"),
         settings=settings("score_logprobs"),
-        code=code_digest("score_logprobs"),
+        code=code("score_logprobs"),
         runtime=RUNTIME,
         results=RESULTS,
     shell:

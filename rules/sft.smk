@@ -26,7 +26,7 @@ rule train_sft:
         "<benchmarks>/sft/{sft}/policy.tsv"
     wildcard_constraints:
         sft=of_kind("sft", "train"),
-    priority: ON_THE_PATH
+    priority: CRITICAL_PATH_PRIORITY
     conda:
         "../envs/train.yaml"
     threads: threads("train_sft")
@@ -35,7 +35,7 @@ rule train_sft:
     params:
         launch=launch("train_sft"),
         settings=settings("train_sft"),
-        code=code_digest("train_sft"),
+        code=code("train_sft"),
         runtime=runtime("train_sft"),
         results=RESULTS,
     shell:
@@ -69,7 +69,7 @@ rule adopt_sft:
     params:
         launch=launch("adopt_sft"),
         settings=settings("adopt_sft"),
-        code=code_digest("adopt_sft"),
+        code=code("adopt_sft"),
         results=RESULTS,
     shell:
         "{params.launch} scripts.adopt_sft --settings {params.settings:q} --code {params.code:q}"

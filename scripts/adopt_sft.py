@@ -4,10 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts.lib import artifact, stage
+from scripts.lib.stage import artifact, contract
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Copy the base model's folder, whose digests were verified when the stage started."""
 
     def copy(folder: Path) -> None:
@@ -20,7 +20,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("adopt_sft", run, ("base",), argv)
+    return contract.execute("adopt_sft", run, ("base",), argv)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from scripts.lib import audit, config
-from scripts.lib.plan import Plan
+from scripts.lib.planning import audit, config
+from scripts.lib.planning.plan import Plan
 
 
 def main(argv: list[str] | None = None) -> int:

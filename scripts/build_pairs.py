@@ -11,11 +11,13 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib import schemas, stage
-from scripts.lib.digest import text_sha256
-from scripts.lib.errors import InputError
-from scripts.lib.responses import candidates, joined
-from scripts.lib.seeds import derive_seed
+from scripts.lib.data import tables
+from scripts.lib.data.responses import candidates, joined
+from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.stage import contract
+from scripts.lib.stage.digest import text_sha256
+from scripts.lib.stage.errors import InputError
 
 Row = dict[str, Any]
 
@@ -71,7 +73,7 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
     return chosen, rejected
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Build one table of pairs from all shards of rollouts and rewards."""
     by_prompt: dict[str, list[Row]] = {}
     table = joined(job)
@@ -119,7 +121,7 @@ def run(job: stage.Job) -> None:
     job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
     job.counts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
     job.metrics = statistics(pairs, rows)
-    schemas.write_table(job.output, pairs, schemas.PAIRS, ("pair_id",))
+    tables.write_table(job.output, pairs, PAIRS, ("pair_id",))
     job.note = f"{len(pairs)} pairs of {len(by_prompt)} prompts, mean margin {job.metrics['mean_margin']:.3f}"
 
 
@@ -148,7 +150,7 @@ def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("build_pairs", run, ("rollouts*", "rewards*"), argv)
+    return contract.execute("build_pairs", run, ("rollouts*", "rewards*"), argv)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,24 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib import artifact, charts, schemas, stage
-from scripts.lib.charts import Interval, clipped, figure, header, interval, nats, number, percent, signed, table, title
-from scripts.lib.errors import InputError
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.report import charts
+from scripts.lib.report.charts import (
+    Interval,
+    clipped,
+    figure,
+    header,
+    interval,
+    nats,
+    number,
+    percent,
+    signed,
+    table,
+    title,
+)
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.errors import InputError
 
 Manifest = dict[str, Any]
 
@@ -26,11 +41,11 @@ MODES = ("sampled", "greedy")
 SAMPLES = 5
 LOG_RATIO = "log π − log π(SFT)"
 POLICY = r"(?:^|/)(?P<policy>sft/\w+|runs/\w+/iter[1-9][0-9]*)"
-EVALUATION = re.compile(POLICY + r"/eval/(?P<benchmark>\w+)\.(?:json|parquet)$")
-PAIRS = re.compile(POLICY + r"/rollouts/\w+/(?P<prompts>\w+-\d+)/pairs/(?P<reward>\w+)/(?P<pairing>\w+)\.json$")
-ENGINE = re.compile(POLICY + r"/rollouts/(?P<sampling>\w+)/(?P<prompts>\w+-\d+)/engine\.json$")
-REWARD = re.compile(r"(?:^|/)reward/(?P<reward>\w+)/model\.json$")
-WEIGHTS = re.compile(POLICY + r"/policy(?:\.json)?$")
+EVALUATION_FILE = re.compile(POLICY + r"/eval/(?P<benchmark>\w+)\.(?:json|parquet)$")
+PAIRS_FILE = re.compile(POLICY + r"/rollouts/\w+/(?P<prompts>\w+-\d+)/pairs/(?P<reward>\w+)/(?P<pairing>\w+)\.json$")
+ENGINE_FILE = re.compile(POLICY + r"/rollouts/(?P<sampling>\w+)/(?P<prompts>\w+-\d+)/engine\.json$")
+REWARD_FILE = re.compile(r"(?:^|/)reward/(?P<reward>\w+)/model\.json$")
+WEIGHTS_FILE = re.compile(POLICY + r"/policy(?:\.json)?$")
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Benchmark:
     @property
     def drawn(self) -> str:
         """How the sampled responses were drawn, as the tables say; empty if all are greedy."""
-        values = schemas.read_table(next(iter(self.tables.values())), schemas.EVALUATION)["temperature"].unique().sort()
+        values = tables.read_table(next(iter(self.tables.values())), EVALUATION)["temperature"].unique().sort()
         return "at temperature " + " and ".join(f"{value:g}" for value in values if value > 0) if values.max() else ""
 
     @property
@@ -91,24 +106,24 @@ class Facts:
     weights: dict[str, str]
 
 
-def read(job: stage.Job) -> Facts:
+def read(job: contract.Job) -> Facts:
     """Sort the manifests by what they describe. Raises InputError if a policy lacks its evaluation."""
     evaluations: dict[tuple[str, str], Manifest] = {}
     pairs, engines, rewards, weights = [], [], [], {}
     for path in job.inputs["manifests"]:
         manifest = artifact.read_json(path)
         for entry in [entry for entries in manifest.get("inputs", {}).values() for entry in entries]:
-            if found := WEIGHTS.search(entry["path"]):
+            if found := WEIGHTS_FILE.search(entry["path"]):
                 weights[found["policy"]] = entry["sha256"]
-        if found := EVALUATION.search(str(path)):
+        if found := EVALUATION_FILE.search(str(path)):
             evaluations[found["benchmark"], found["policy"]] = manifest
-        elif found := PAIRS.search(str(path)):
+        elif found := PAIRS_FILE.search(str(path)):
             pairs.append((found.groupdict(), manifest))
-        elif found := ENGINE.search(str(path)):
+        elif found := ENGINE_FILE.search(str(path)):
             engines.append((found.groupdict(), manifest))
-        elif found := REWARD.search(str(path)):
+        elif found := REWARD_FILE.search(str(path)):
             rewards.append((found["reward"], manifest))
-        elif found := WEIGHTS.search(str(path)):
+        elif found := WEIGHTS_FILE.search(str(path)):
             weights[found["policy"]] = manifest["output"]
         else:
             raise InputError(
@@ -118,7 +133,7 @@ def read(job: stage.Job) -> Facts:
     tables = {}
     for path in job.inputs["evaluations"]:
         # A table by another name is missing below, with the policy that it should have been of.
-        if found := EVALUATION.search(str(path)):
+        if found := EVALUATION_FILE.search(str(path)):
             tables[found["benchmark"], found["policy"]] = path
     runs = [Run(name, method, policies, slot) for slot, (name, method, policies) in enumerate(job.settings["runs"])]
     policies = list(dict.fromkeys(policy for run in runs for policy in run.policies))
@@ -308,7 +323,7 @@ def sample_section(facts: Facts, benchmark: Benchmark) -> tuple[str, int]:
     shown: dict[str, dict[str, dict[str, Any]]] = {}
     prompts: list[str] = []
     for policy, path in benchmark.tables.items():
-        rows = schemas.read_table(path, schemas.EVALUATION)
+        rows = tables.read_table(path, EVALUATION)
         rows = rows.filter(pl.col("temperature") > 0) if benchmark.drawn else rows
         prompts = prompts or sorted(rows["prompt_id"].unique().to_list())[:SAMPLES]
         first = rows.filter(pl.col("prompt_id").is_in(prompts)).sort("k").unique("prompt_id", keep="first")
@@ -393,7 +408,7 @@ def page(facts: Facts) -> tuple[str, int]:
     return charts.document(f"Ouroboros: {facts.preset}", body), samples
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Read the manifests, write the page."""
     facts = read(job)
     html, samples = page(facts)
@@ -415,7 +430,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("build_report", run, ("evaluations*", "manifests*"), argv)
+    return contract.execute("build_report", run, ("evaluations*", "manifests*"), argv)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ it trains in. A gap beyond the tolerance stops the iteration before it trains: i
 
 import sys
 
-from scripts.lib import schemas, stage
-from scripts.lib.errors import InputError
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.engine_check import ENGINE_CHECK
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.stage import contract
+from scripts.lib.stage.errors import InputError
 
 # Largest mean gap, in nats per token, that rounding explains; `runtime.engine_tolerance` replaces it.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -23,21 +26,21 @@ def gaps(rows: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Compare all shards of one policy's rollouts."""
-    from scripts.lib import models, scoring
+    from scripts.lib.models import loading, scoring
 
-    device = models.prepare(job.runtime)
-    everything = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS)
+    device = loading.prepare(job.runtime)
+    everything = tables.read_table(job.inputs["rollouts"], ROLLOUTS)
     rows = everything.filter(everything["logprob"].is_not_null()).to_dicts()
     if not rows:
         raise InputError(
             f"none of the {everything.height} responses has a log-probability.\n"
             "Hint: every prompt was too long, or check_responses of the sampling is 0; raise it."
         )
-    tokenizer = models.load_tokenizer(job.input("policy"))
-    kernel = models.attention(job, device)
-    model = models.load_policy(job.input("policy"), job.settings["dtype"], device, kernel).eval()
+    tokenizer = loading.load_tokenizer(job.input("policy"))
+    kernel = loading.attention(job, device)
+    model = loading.load_policy(job.input("policy"), job.settings["dtype"], device, kernel).eval()
     sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
     scored = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [
@@ -61,13 +64,13 @@ def run(job: stage.Job) -> None:
             "Hint: compare dtype, attention kernels and releases of vllm and transformers; runtime.engine_tolerance "
             "sets another bound."
         )
-    schemas.write_table(job.output, table, schemas.ENGINE_CHECK, ("prompt_id", "k"))
+    tables.write_table(job.output, table, ENGINE_CHECK, ("prompt_id", "k"))
     job.note = f"{len(table)} responses, mean gap {job.metrics['gap']:+.2g} nats per token"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("check_engine", run, ("policy", "rollouts*"), argv)
+    return contract.execute("check_engine", run, ("policy", "rollouts*"), argv)
 
 
 if __name__ == "__main__":

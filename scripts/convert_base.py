@@ -6,9 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact, cards, shapes, sources, stage
-from scripts.lib.digest import file_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.data import licences, sources
+from scripts.lib.models import shapes
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.digest import file_sha256
+from scripts.lib.stage.errors import InputError
 
 
 def packaged_file(package: str, name: str) -> Path:
@@ -46,7 +48,7 @@ def planned_folder(files: list[Path], planned: list[str]) -> Path:
 
 def load(folder: Path, dtype: str, **gguf: Any) -> tuple[Any, Any]:
     """(model, tokenizer) of a local folder in `dtype`; no remote code, no pickles, no network."""
-    stage.offline()
+    contract.offline()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -65,7 +67,7 @@ def load(folder: Path, dtype: str, **gguf: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Load the model, save it in `dtype` with its tokenizer, and see that what was saved loads again."""
     settings = job.settings
     if settings["kind"] == "gguf":
@@ -75,18 +77,18 @@ def run(job: stage.Job) -> None:
         job.metrics |= of_distribution(settings["package"])
     else:
         folder, gguf = planned_folder(job.inputs["source"], settings["files"]), {}
-        job.metrics = {**cards.described(folder, settings["license"])}
+        job.metrics = {**licences.described(folder, settings["license"])}
     model, tokenizer = load(folder, settings["dtype"], **gguf)
     shapes.check(job.runtime.get("shape"), model.config.to_dict())
 
     def save(target: Path) -> None:
-        from scripts.lib import models
+        from scripts.lib.models import loading
 
-        models.save(model, tokenizer, target, settings["dtype"])
+        loading.save(model, tokenizer, target, settings["dtype"])
         if not gguf:
-            cards.copy(folder, target)
-        models.load_policy(target, settings["dtype"])
-        models.load_tokenizer(target)
+            licences.copy(folder, target)
+        loading.load_policy(target, settings["dtype"])
+        loading.load_tokenizer(target)
 
     artifact.write_model(job.output, save)
     job.counts = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
@@ -99,14 +101,19 @@ def of_distribution(package: str) -> dict[str, str]:
     Its licence need not be that of the weights inside: that is `license`, which the configuration names.
     """
     names = metadata.packages_distributions().get(package, [])
-    said = metadata.metadata(names[0]) if names else {}
-    licence = said.get("License-Expression") or said.get("License") or ""
-    return {"source_version": said.get("Version") or "", "source_license": licence.splitlines()[0] if licence else ""}
+    if not names:
+        return {"source_version": "", "source_license": ""}
+    said = metadata.metadata(names[0]).json
+    licence = str(said.get("license_expression") or said.get("license") or "")
+    return {
+        "source_version": str(said.get("version") or ""),
+        "source_license": licence.splitlines()[0] if licence else "",
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("convert_base", run, ("source*",), argv)
+    return contract.execute("convert_base", run, ("source*",), argv)
 
 
 if __name__ == "__main__":

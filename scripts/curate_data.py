@@ -3,13 +3,16 @@
 import sys
 from typing import Any
 
-from scripts.lib import cards, formats, schemas, sources, stage, world
-from scripts.lib.errors import InputError
+from scripts.lib.data import formats, licences, sources, tables, world
+from scripts.lib.data.schemas.conversations import CONVERSATIONS
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.stage import contract
+from scripts.lib.stage.errors import InputError
 
 Rows = list[dict[str, Any]]
 
 
-def from_world(job: stage.Job) -> list[tuple[str, formats.Example]]:
+def from_world(job: contract.Job) -> list[tuple[str, formats.Example]]:
     """(source, example) of every row that the world makes; never an annotator's margin, which would be gold."""
     split, size, seed = job.settings["split"], job.settings["size"], job.settings["seed"]
     if job.settings["type"] == "conversations" and split != "sft":
@@ -39,7 +42,7 @@ def from_world(job: stage.Job) -> list[tuple[str, formats.Example]]:
     ]
 
 
-def from_files(job: stage.Job) -> list[tuple[str, formats.Example]]:
+def from_files(job: contract.Job) -> list[tuple[str, formats.Example]]:
     """(source, example) of the rows of files that fit, in digest order; exactly `size` where one is given."""
     paths = job.inputs["source"] + sources.fetched(job.inputs["fetched"])
     found, counts = formats.read(paths, job.settings["type"], job.settings)
@@ -51,11 +54,11 @@ def from_files(job: stage.Job) -> list[tuple[str, formats.Example]]:
     job.counts = dict(counts)
     job.metrics = {"license": job.settings["license"]}
     for folder in job.inputs["fetched"]:
-        job.metrics = {**cards.described(folder, job.settings["license"])}
+        job.metrics = {**licences.described(folder, job.settings["license"])}
     return found[:size]
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Write the data set, one row per example."""
     examples = from_world(job) if job.settings["kind"] == "world" else from_files(job)
     job.counts["rows_out"] = len(examples)
@@ -70,18 +73,18 @@ def run(job: stage.Job) -> None:
             row |= {"pair_id": example.id, "margin": example.margin, "annotator": example.annotator}
         table.append(row)
     if job.settings["type"] == "conversations":
-        schemas.write_table(job.output, table, schemas.CONVERSATIONS, ("conversation_id",))
+        tables.write_table(job.output, table, CONVERSATIONS, ("conversation_id",))
     else:
         longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in table)
         job.metrics["chosen_longer"] = longer / len(table)
-        schemas.write_table(job.output, table, schemas.PREFERENCES, ("pair_id",))
+        tables.write_table(job.output, table, PREFERENCES, ("pair_id",))
     job.metrics["prompts"] = len({row["prompt_id"] for row in table})
     job.note = f"{len(table)} of {job.counts['rows_in']} {job.settings['type']}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("curate_data", run, ("source*", "fetched?"), argv)
+    return contract.execute("curate_data", run, ("source*", "fetched?"), argv)
 
 
 if __name__ == "__main__":

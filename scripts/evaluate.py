@@ -11,39 +11,38 @@ the engine is an input, so that no KL is told of an engine that sees another mod
 import sys
 from typing import Any
 
-from scripts.lib import schemas, stage
-from scripts.lib.artifact import canonical_json
-from scripts.lib.errors import InputError
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.data.schemas.logprobs import LOGPROBS
+from scripts.lib.data.schemas.rewards import REWARDS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.stage import contract, families
+from scripts.lib.stage.artifact import canonical_json
+from scripts.lib.stage.errors import InputError
 
 Row = dict[str, Any]
 MODES = ("sampled", "greedy")
 
 
-def reward_tables(job: stage.Job, name: str) -> dict[str, dict[tuple[str, int], float]]:
+def reward_tables(job: contract.Job, name: str) -> dict[str, dict[tuple[str, int], float]]:
     """(prompt_id, k) → reward for each labeller, from the shards of all labellers in order."""
     paths, labellers = job.inputs[name], job.settings["rewards"]
     shards = len(job.inputs["rollouts"])
-    tables = {}
+    found = {}
     for i, labeller in enumerate(labellers):
-        table = schemas.read_table(paths[i * shards : (i + 1) * shards], schemas.REWARDS)
-        tables[labeller] = {(row["prompt_id"], row["k"]): row["reward"] for row in table.to_dicts()}
-    return tables
+        table = tables.read_table(paths[i * shards : (i + 1) * shards], REWARDS)
+        found[labeller] = {(row["prompt_id"], row["k"]): row["reward"] for row in table.to_dicts()}
+    return found
 
 
-def win_rate(own: list[float], other: list[float]) -> float:
-    """Share of all pairs (one of own, one of other) in which own is higher; ties count half."""
-    wins = sum((a > b) + 0.5 * (a == b) for a in own for b in other)
-    return wins / (len(own) * len(other))
-
-
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Join a policy's evaluation rollouts with their rewards and summarise them."""
-    rows = schemas.read_table(job.inputs["rollouts"], schemas.ROLLOUTS).to_dicts()
+    rows = tables.read_table(job.inputs["rollouts"], ROLLOUTS).to_dicts()
     if not rows:
         raise InputError("no responses to evaluate.\nHint: every prompt was too long; raise max_prompt_tokens.")
     rewards = reward_tables(job, "rewards")
     sft_rewards = reward_tables(job, "sft_rewards") if job.inputs["sft_rewards"] else rewards
-    scored = schemas.read_table(job.inputs["logprobs"], schemas.LOGPROBS).to_dicts()
+    scored = tables.read_table(job.inputs["logprobs"], LOGPROBS).to_dicts()
     reference = {(row["prompt_id"], row["k"]): row["logprob"] for row in scored}
     for row in rows:
         key = (row["prompt_id"], row["k"])
@@ -57,65 +56,26 @@ def run(job: stage.Job) -> None:
                 f"prompt {key[0]}, response {key[1]}: not in every rewards or logprobs table.\n"
                 "Hint: they belong to other rollouts; delete them and run Snakemake."
             ) from error
+    summary = families.load("benchmarks", job.settings["benchmark"]).summary
     job.metrics = {
         mode: summary(chosen, job.settings)
         for mode in MODES
         if (chosen := [row for row in rows if (row["temperature"] > 0) == (mode == "sampled")])
     }
     job.counts = {"prompts": len({row["prompt_id"] for row in rows}), "responses": len(rows)}
-    columns = list(schemas.EVALUATION)
+    columns = list(EVALUATION)
     table = [
         {**{c: row[c] for c in columns if c != "rewards"}, "rewards": canonical_json(row["rewards"])} for row in rows
     ]
-    schemas.write_table(job.output, table, schemas.EVALUATION, ("prompt_id", "k"))
+    tables.write_table(job.output, table, EVALUATION, ("prompt_id", "k"))
     best = job.settings["rewards"][0]
     parts = [f"{mode} {best} {job.metrics[mode]['rewards'][best]['mean']:.3f}" for mode in job.metrics]
     job.note = ", ".join(parts) + f", KL {job.metrics[next(iter(job.metrics))]['kl']['mean']:.2f}"
 
 
-def summary(rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
-    """Means with bootstrap intervals over prompts; `change` is the paired difference to the SFT policy."""
-    from scripts.lib.stats import interval
-
-    by_prompt: dict[str, list[Row]] = {}
-    for row in rows:
-        by_prompt.setdefault(row["prompt_id"], []).append(row)
-
-    def over_prompts(value: Any) -> dict[str, float]:
-        per_prompt = [value(group) for group in by_prompt.values()]
-        return interval(per_prompt, settings["confidence"], settings["resamples"], settings["seed"])
-
-    def mean(group: list[Row], field: Any) -> float:
-        return float(sum(field(row) for row in group) / len(group))
-
-    result: dict[str, Any] = {
-        "tokens": over_prompts(lambda group: mean(group, lambda row: row["tokens"])),
-        "characters": over_prompts(lambda group: mean(group, lambda row: len(row["response"]))),
-        "truncated": over_prompts(lambda group: mean(group, lambda row: row["finish_reason"] == "length")),
-        "kl": over_prompts(lambda group: mean(group, lambda row: row["kl"])),
-        "rewards": {},
-        "change": {},
-        "win_rate": {},
-    }
-    for labeller in settings["rewards"]:
-
-        def own(row: Row, labeller: str = labeller) -> float:
-            return float(row["rewards"][labeller])
-
-        def sft(row: Row, labeller: str = labeller) -> float:
-            return float(row["sft_rewards"][labeller])
-
-        result["rewards"][labeller] = over_prompts(lambda group: mean(group, own))
-        result["change"][labeller] = over_prompts(lambda group: mean(group, own) - mean(group, sft))
-        result["win_rate"][labeller] = over_prompts(
-            lambda group: win_rate([own(row) for row in group], [sft(row) for row in group])
-        )
-    return result
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute(
+    return contract.execute(
         "evaluate", run, ("rollouts*", "rewards*", "logprobs*", "sft-rewards*", "engine-checks*"), argv
     )
 

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact, cards, hub, shapes, sources, stage
-from scripts.lib.digest import file_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.data import hub, licences, sources
+from scripts.lib.models import shapes
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.digest import file_sha256
+from scripts.lib.stage.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -67,16 +69,16 @@ def template(settings: dict[str, Any]) -> Path:
     return path
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Fetch what is small first, and see that the model can be used; then its weights."""
     settings, fetched = job.settings, job.work / "fetched"
     repository = hub.find(settings["repo"], settings["revision"], "model")
     files = sorted(repository.files)
     large = weights(files)
-    small = [name for name in files if name in OTHERS or name == INDEX or name in cards.names(files)]
+    small = [name for name in files if name in OTHERS or name == INDEX or name in licences.names(files)]
     hub.fetch(repository, small, fetched)
     check(fetched, settings, job.runtime.get("shape"))
-    facts = cards.described(fetched, settings["license"])
+    facts = licences.described(fetched, settings["license"])
     wanted = set(read(fetched, INDEX).get("weight_map", {}).values()) or {"model.safetensors"}
     if missing := sorted(wanted - set(large)):
         raise InputError(f"repo: {', '.join(missing)} missing\nHint: choose a revision that is whole.")
@@ -99,7 +101,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("fetch_base", run, (), argv)
+    return contract.execute("fetch_base", run, (), argv)
 
 
 if __name__ == "__main__":

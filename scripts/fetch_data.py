@@ -3,11 +3,12 @@
 import fnmatch
 import sys
 
-from scripts.lib import artifact, cards, hub, sources, stage
-from scripts.lib.errors import InputError
+from scripts.lib.data import hub, licences, sources
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.errors import InputError
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Fetch the JSONL and parquet files whose paths match the pattern."""
     settings, fetched = job.settings, job.work / "fetched"
     repository = hub.find(settings["repo"], settings["revision"], "dataset")
@@ -19,9 +20,9 @@ def run(job: stage.Job) -> None:
             f"pattern = {settings['pattern']!r}: matches none of the {len(there)} JSONL and parquet files {there[:8]}\n"
             "Hint: it is matched against paths in the repository; * also matches a slash."
         )
-    legal = cards.names(files)
+    legal = licences.names(files)
     hub.fetch(repository, legal, fetched)
-    facts = cards.described(fetched, settings["license"])
+    facts = licences.described(fetched, settings["license"])
     hub.fetch(repository, data, fetched)
     artifact.write_model(job.output, lambda folder: hub.take(fetched, [*legal, *data], folder))
     job.metrics = {"repo": repository.name, "commit": repository.commit, **facts}
@@ -31,7 +32,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("fetch_data", run, (), argv)
+    return contract.execute("fetch_data", run, (), argv)
 
 
 if __name__ == "__main__":

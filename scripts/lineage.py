@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact
-from scripts.lib.digest import file_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import file_sha256
+from scripts.lib.stage.errors import InputError
 
 # Where an artifact stands beneath the results, without its ending; the grammar stands at the top of the Snakefile.
 POLICY = r"(sft/\w+|runs/\w+/iter\d+)"
@@ -176,7 +176,7 @@ def groups(reads: list[Read], nodes: dict[str, Node]) -> list[list[Read]]:
     for read in merged.values():
         folder, _, name = read.path.removesuffix(".parquet").rpartition("/")
         manifest = nodes[read.path].manifest
-        key = (read.path,)
+        key: tuple[str, ...] = (read.path,)
         if name.isdecimal() and manifest:
             same = {k: v for k, v in manifest["settings"].items() if k not in ("first", "prompts")}
             key = (folder, manifest["stage"], artifact.canonical_json(same))

@@ -7,7 +7,8 @@ token after it, and a padding token that is none of the others.
 import sys
 from typing import TYPE_CHECKING
 
-from scripts.lib import stage, world
+from scripts.lib.data import world
+from scripts.lib.stage import contract
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,16 +58,17 @@ def make_tokenizer(texts: list[str]) -> "PreTrainedTokenizerFast":
     return fast
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Make the tokenizer and the model, pre-train it on the world's mixed-quality text, save both."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from scripts.lib import artifact, chat, models, training
+    from scripts.lib.models import chat, loading, training
+    from scripts.lib.stage import artifact
 
     settings = job.settings
-    models.prepare(job.runtime)
+    loading.prepare(job.runtime)
     texts = world.corpus(settings["texts"], settings["seed"])
     tokenizer = make_tokenizer(texts)
     set_seed(settings["seed"])
@@ -100,13 +102,13 @@ def run(job: stage.Job) -> None:
         "texts_trained": len(rows),
         "parameters": model.num_parameters(),
     }
-    artifact.write_model(job.output, lambda folder: models.save(model, tokenizer, folder, job.settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: loading.save(model, tokenizer, folder, job.settings["dtype"]))
     job.note = f"{model.num_parameters():,} parameters, {len(tokenizer)} words, loss {job.metrics['last_loss']:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("make_base", run, (), argv)
+    return contract.execute("make_base", run, (), argv)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import sys
 from typing import Any
 
-from scripts.lib import cards, formats, schemas, sources, stage, world
-from scripts.lib.artifact import canonical_json
-from scripts.lib.errors import InputError
+from scripts.lib.data import formats, licences, sources, tables, world
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.stage import contract
+from scripts.lib.stage.artifact import canonical_json
+from scripts.lib.stage.errors import InputError
 
 
-def from_world(job: stage.Job) -> list[dict[str, Any]]:
+def from_world(job: contract.Job) -> list[dict[str, Any]]:
     """The world's prompts; each iteration has a split of its own, and so have validation and evaluation."""
     split, number, size = job.settings["split"], job.settings["number"], job.settings["size"]
     if split != "iteration" and number != 1:
@@ -29,7 +31,7 @@ def from_world(job: stage.Job) -> list[dict[str, Any]]:
     ]
 
 
-def from_files(job: stage.Job) -> list[dict[str, Any]]:
+def from_files(job: contract.Job) -> list[dict[str, Any]]:
     """The Nth slice of `size` prompts of files, in digest order."""
     size, number = job.settings["size"], job.settings["number"]
     paths = job.inputs["source"] + sources.fetched(job.inputs["fetched"])
@@ -41,25 +43,25 @@ def from_files(job: stage.Job) -> list[dict[str, Any]]:
     job.counts = dict(counts)
     job.metrics = {"license": job.settings["license"]}
     for folder in job.inputs["fetched"]:
-        job.metrics = {**cards.described(folder, job.settings["license"])}
+        job.metrics = {**licences.described(folder, job.settings["license"])}
     return [
         {"source": source, "messages": example.messages, "metadata": ""}
         for source, example in found[size * (number - 1) : size * number]
     ]
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Write exactly `size` prompts, each once."""
     table = from_world(job) if job.settings["kind"] == "world" else from_files(job)
     for row in table:
-        row["prompt_id"] = schemas.prompt_id(row["messages"])
-    job.counts["rows_out"] = schemas.write_table(job.output, table, schemas.PROMPTS, ("prompt_id",))
+        row["prompt_id"] = tables.prompt_id(row["messages"])
+    job.counts["rows_out"] = tables.write_table(job.output, table, PROMPTS, ("prompt_id",))
     job.note = f"{len(table)} prompts of {job.counts['rows_in']} rows"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("make_prompts", run, ("source*", "fetched?"), argv)
+    return contract.execute("make_prompts", run, ("source*", "fetched?"), argv)
 
 
 if __name__ == "__main__":

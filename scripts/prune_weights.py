@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import artifact, settings
-from scripts.lib.digest import file_sha256
-from scripts.lib.errors import InputError
-from scripts.lib.plan import Plan
+from scripts.lib.planning import settings
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import file_sha256
+from scripts.lib.stage.errors import InputError
 
 
 def obstacle(plan: Plan, folder: Path, readers: list[str]) -> str:

@@ -10,50 +10,23 @@ responses in their own steps' work folders, where these find them.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from scripts.lib import artifact, schemas, stage, work
-from scripts.lib.chunks import Chunks
-from scripts.lib.errors import InputError
-from scripts.lib.seeds import derive_seed
-from scripts.lib.throughput import Throughput
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.models.generation import Engine, Request, Response
+from scripts.lib.stage import artifact, contract, families, work
+from scripts.lib.stage.chunks import Chunks
+from scripts.lib.stage.errors import InputError
+from scripts.lib.stage.throughput import Throughput
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to draw: token ids to continue, temperature (0 is greedy), nucleus mass, its own seed.
-
-    `logprob` asks for the response's log-probability.
-    """
-
-    prompt_ids: list[int]
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    seed: int
-    logprob: bool = False
-
-
-@dataclass(frozen=True)
-class Response:
-    """Token ids up to and including the stop token if there is one, and log-probability in nats if asked for."""
-
-    token_ids: list[int]
-    finish_reason: str
-    logprob: float | None
-
-
-class Engine(Protocol):
-    """What generates: `transformers` (scripts/lib/engine_transformers.py) or `vllm` (scripts/lib/engine_vllm.py)."""
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
-        """One response per request, each under its request's position, some at a time, as they are finished."""
 
 
 @dataclass
@@ -92,7 +65,7 @@ def shard_of(
     settings: dict[str, Any], everything: list[Row], tokenizer: Any, folder: Path, minutes: float, table: Path
 ) -> Shard:
     """The shard's requests, and what its work folder holds of their responses."""
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     first, last = settings["first"], settings["first"] + settings["prompts"]
     prompts = everything[first:last]
@@ -120,15 +93,15 @@ def shard_of(
     return Shard(about, requests, Chunks(folder / "chunks", minutes), len(prompts), len(prompts) - len(kept))
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Sample one shard of a prompt set."""
-    from scripts.lib import chat, models
+    from scripts.lib.models import chat, loading
 
-    device = models.prepare(job.runtime)
+    device = loading.prepare(job.runtime)
     table = job.input("prompts")
-    everything = schemas.read_table(table, schemas.PROMPTS).to_dicts()
-    tokenizer = models.load_tokenizer(job.input("policy"))
-    stops = chat.stop_ids(tokenizer, models.generation_config(job.input("policy")))
+    everything = tables.read_table(table, PROMPTS).to_dicts()
+    tokenizer = loading.load_tokenizer(job.input("policy"))
+    stops = chat.stop_ids(tokenizer, loading.generation_config(job.input("policy")))
     minutes = job.runtime["checkpoint_minutes"]
 
     def shard_in(folder: Path, settings: dict[str, Any]) -> Shard:
@@ -136,7 +109,8 @@ def run(job: stage.Job) -> None:
 
     own = shard_in(job.work, job.settings)
     if own.missing():
-        sample(job, load_engine(job, device, stops), own, free_shards(job, len(everything), shard_in))
+        engine = families.load("engines", job.settings["engine"]).load(job, device, stops)
+        sample(job, engine, own, free_shards(job, len(everything), shard_in))
     responses = [Response(**own.chunks.rows[i]) for i in range(len(own.requests))]
     rows = [
         row(prompt, k, request, response, tokenizer, stops)
@@ -151,14 +125,14 @@ def run(job: stage.Job) -> None:
         "split_otherwise": sum(chat.split_otherwise(tokenizer, ids.token_ids, stops) for ids in responses),
     }
     job.metrics = {"tokens": sum(len(response.token_ids) for response in responses) / max(1, len(rows))}
-    schemas.write_table(job.output, rows, schemas.ROLLOUTS, ("prompt_id", "k"))
+    tables.write_table(job.output, rows, ROLLOUTS, ("prompt_id", "k"))
     job.note = (
         f"{len(rows)} responses to {own.prompts - own.long_prompts} prompts, {job.metrics['tokens']:.1f} tokens, "
         f"{job.counts['truncated']} cut off"
     )
 
 
-def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) -> None:
+def sample(job: contract.Job, engine: Engine, own: Shard, others: Iterator[Shard]) -> None:
     """Draw what is missing of a shard, then of others while there are some; each response goes to its own shard.
 
     A shard is written as soon as it is whole, not to be lost with the others, and another step's is given back: that
@@ -170,7 +144,7 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
     def requests() -> Iterator[Request]:
         yield from _missing(own, places)
         for shard in others:
-            stage.progress(f"the engine goes on with another shard, {len(shard.missing())} responses")
+            contract.progress(f"the engine goes on with another shard, {len(shard.missing())} responses")
             taken.append(shard)
             yield from _missing(shard, places)
 
@@ -187,7 +161,7 @@ def sample(job: stage.Job, engine: Engine, own: Shard, others: Iterator[Shard]) 
         total = sum(len(shard.requests) for shard in taken)
         tokens = sum(len(response.token_ids) for response in found.values())
         if line := speed.line(tokens, len(found), total - done):
-            stage.progress(f"{done}/{total} responses sampled, {line}")
+            contract.progress(f"{done}/{total} responses sampled, {line}")
     job.facts |= {"tokens": speed.tokens, "tokens_per_second": round(speed.per_second(), 1)}
     left = len(own.missing())
     if left:
@@ -201,7 +175,7 @@ def _missing(shard: Shard, places: list[tuple[Shard, int]]) -> Iterator[Request]
         yield shard.requests[i]
 
 
-def free_shards(job: stage.Job, prompts: int, shard_in: Callable[[Path, dict[str, Any]], Shard]) -> Iterator[Shard]:
+def free_shards(job: contract.Job, prompts: int, shard_in: Callable[[Path, dict[str, Any]], Shard]) -> Iterator[Shard]:
     """Shards after this one that are neither made nor being made and lack responses, each with its lock.
 
     Looked up when the engine has taken this one's last requests: by then the steps that started beside it hold theirs.
@@ -243,23 +217,9 @@ def _stands(table: Path, made_of: dict[str, Any]) -> bool:
     return table.exists() and all(manifest.get(key) == value for key, value in made_of.items())
 
 
-def load_engine(job: stage.Job, device: Any, stops: list[int]) -> Engine:
-    """The engine named in settings, with the policy's weights."""
-    from scripts.lib import models
-
-    if job.settings["engine"] == "vllm":
-        from scripts.lib.engine_vllm import VllmEngine
-
-        return VllmEngine(job.input("policy"), job.settings, job.runtime, stops, device.type == "cpu")
-    from scripts.lib.engine_transformers import TransformersEngine
-
-    kernel = models.attention(job, device)
-    return TransformersEngine(job.input("policy"), job.settings, job.runtime, stops, device, kernel)
-
-
 def row(prompt: Row, k: int, request: Request, response: Response, tokenizer: Any, stops: list[int]) -> Row:
     """A row of the rollouts table."""
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     return {
         "prompt_id": prompt["prompt_id"],
@@ -280,7 +240,7 @@ def row(prompt: Row, k: int, request: Request, response: Response, tokenizer: An
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("sample_rollouts", run, ("policy", "prompts"), argv)
+    return contract.execute("sample_rollouts", run, ("policy", "prompts"), argv)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,21 @@ One row per (prompt_id, k): the sum over the response's tokens, in nats, at temp
 
 import sys
 
-from scripts.lib import schemas, stage
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.logprobs import LOGPROBS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.stage import contract
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Score every response of one shard of rollouts."""
-    from scripts.lib import models, scoring
+    from scripts.lib.models import loading, scoring
 
-    device = models.prepare(job.runtime)
-    rows = schemas.read_table(job.input("rollouts"), schemas.ROLLOUTS).to_dicts()
-    tokenizer = models.load_tokenizer(job.input("scorer"))
-    kernel = models.attention(job, device)
-    model = models.load_policy(job.input("scorer"), job.settings["dtype"], device, kernel).eval()
+    device = loading.prepare(job.runtime)
+    rows = tables.read_table(job.input("rollouts"), ROLLOUTS).to_dicts()
+    tokenizer = loading.load_tokenizer(job.input("scorer"))
+    kernel = loading.attention(job, device)
+    model = loading.load_policy(job.input("scorer"), job.settings["dtype"], device, kernel).eval()
     sequences = [(row["prompt_ids"], row["token_ids"]) for row in rows]
     sums = scoring.logprobs(job, model, tokenizer, sequences, device)
     table = [
@@ -24,13 +27,13 @@ def run(job: stage.Job) -> None:
         for row, value in zip(rows, sums)
     ]
     job.counts = {"rows_in": len(rows), "rows_out": len(table)}
-    schemas.write_table(job.output, table, schemas.LOGPROBS, ("prompt_id", "k"))
+    tables.write_table(job.output, table, LOGPROBS, ("prompt_id", "k"))
     job.note = f"{len(table)} responses"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("score_logprobs", run, ("scorer", "rollouts"), argv)
+    return contract.execute("score_logprobs", run, ("scorer", "rollouts"), argv)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,21 @@ Sums in nats over the answer's tokens, the end of turn included, at temperature 
 
 import sys
 
-from scripts.lib import schemas, stage
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.stage import contract
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Score both sides of every pair under the reference policy."""
-    from scripts.lib import chat, models, scoring
+    from scripts.lib.models import chat, loading, scoring
 
-    device = models.prepare(job.runtime)
-    rows = schemas.read_table(job.input("pairs"), schemas.PAIRS).to_dicts()
-    tokenizer = models.load_tokenizer(job.input("scorer"))
-    kernel = models.attention(job, device)
-    model = models.load_policy(
+    device = loading.prepare(job.runtime)
+    rows = tables.read_table(job.input("pairs"), PAIRS).to_dicts()
+    tokenizer = loading.load_tokenizer(job.input("scorer"))
+    kernel = loading.attention(job, device)
+    model = loading.load_policy(
         job.input("scorer"), job.settings["dtype"], device, kernel, job.settings["quantization"]
     ).eval()
     # Chosen and rejected of a pair are neighbours: sequence 2i is the chosen side of pair i, 2i + 1 the rejected.
@@ -40,13 +43,13 @@ def run(job: stage.Job) -> None:
         "chosen_logprob": sum(row["chosen_logprob"] for row in table) / max(1, len(table)),
         "rejected_logprob": sum(row["rejected_logprob"] for row in table) / max(1, len(table)),
     }
-    schemas.write_table(job.output, table, schemas.REFERENCE, ("pair_id",))
+    tables.write_table(job.output, table, REFERENCE, ("pair_id",))
     job.note = f"{len(table)} pairs"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("score_reference", run, ("scorer", "pairs"), argv)
+    return contract.execute("score_reference", run, ("scorer", "pairs"), argv)
 
 
 if __name__ == "__main__":

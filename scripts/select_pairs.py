@@ -5,12 +5,15 @@ The annotator's orientation is kept. Token ids stay empty: the stage that reads 
 
 import sys
 
-from scripts.lib import schemas, stage
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.stage import contract
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Select the pairs of one data set."""
-    preferences = schemas.read_table(job.input("dataset"), schemas.PREFERENCES).to_dicts()
+    preferences = tables.read_table(job.input("dataset"), PREFERENCES).to_dicts()
     kept, small, minimum = [], 0, job.settings["minimum_margin"]
     for row in preferences:
         if row["margin"] is not None and 0 < minimum and row["margin"] <= minimum:
@@ -19,20 +22,20 @@ def run(job: stage.Job) -> None:
             kept.append(row)
     size = job.settings["size"]
     selected = sorted(kept, key=lambda row: str(row["pair_id"]))[:size]
-    table = [{key: row.get(key) for key in schemas.PAIRS} | {"margin": row["margin"]} for row in selected]
+    table = [{key: row.get(key) for key in PAIRS} | {"margin": row["margin"]} for row in selected]
     job.counts = {
         "rows_in": len(preferences),
         "dropped_small_margin": small,
         "dropped_beyond_size": len(kept) - len(selected),
         "pairs_out": len(table),
     }
-    schemas.write_table(job.output, table, schemas.PAIRS, ("pair_id",))
+    tables.write_table(job.output, table, PAIRS, ("pair_id",))
     job.note = f"{len(table)} of {len(preferences)} curated pairs"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("select_pairs", run, ("dataset",), argv)
+    return contract.execute("select_pairs", run, ("dataset",), argv)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from typing import Any
 
-from scripts.lib import config, explain
-from scripts.lib.errors import ConfigError
-from scripts.lib.forecast import Forecast
-from scripts.lib.plan import Plan
+from scripts.lib.planning import config, explain
+from scripts.lib.planning.forecast import Forecast
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage.errors import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:

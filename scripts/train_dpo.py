@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.lib import ranks, schemas, stage
-from scripts.lib.errors import InputError
-from scripts.lib.responses import engine_gap
-from scripts.lib.seeds import derive_seed
+from scripts.lib.data import tables
+from scripts.lib.data.responses import engine_gap
+from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.stage import contract, ranks
+from scripts.lib.stage.errors import InputError
 
 # Largest |policy − reference| log-probability of a whole answer, in nats per token, that rounding can explain. Near a
 # logit of 25, where those of trained models are, bfloat16 has steps of 1/8: single tokens differ by 0.06 (standard
@@ -38,16 +41,17 @@ OTHERWISE = (
 )
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Train one policy on one or several tables of pairs."""
     from trl import DPOConfig
 
-    from scripts.lib import adapters, artifact, models, rows, training
-    from scripts.lib.reference import ReferenceDPOTrainer
+    from scripts.lib.models import loading, lora, rows, training
+    from scripts.lib.models.reference import ReferenceDPOTrainer
+    from scripts.lib.stage import artifact
 
     settings = job.settings
-    device = models.prepare(job.runtime)
-    tokenizer = models.load_tokenizer(job.input("start"))
+    device = loading.prepare(job.runtime)
+    tokenizer = loading.load_tokenizer(job.input("start"))
     read = load_pairs(job)
     pairs, dropped = rows.dataset(
         job,
@@ -65,15 +69,15 @@ def run(job: stage.Job) -> None:
         "loss_weights": settings["loss_weights"],
         "label_smoothing": settings["label_smoothing"],
         "max_length": None,
-        "disable_dropout": not adapters.dropout(settings["lora"]),
+        "disable_dropout": not lora.dropout(settings["lora"]),
         "precompute_ref_log_probs": True,
     }
     arguments = training.arguments(DPOConfig, job, len(pairs), **own)
-    model = models.load_policy(job.input("start"), **training.how_loaded(job, device))
+    model = loading.load_policy(job.input("start"), **training.model_load_kwargs(job, device))
     trainer = ReferenceDPOTrainer(
         model=model,
         args=arguments,
-        peft_config=adapters.config(settings["lora"], model, "CAUSAL_LM"),
+        peft_config=lora.config(settings["lora"], model, "CAUSAL_LM"),
         train_dataset=pairs,
         processing_class=tokenizer,
     )
@@ -91,12 +95,12 @@ def run(job: stage.Job) -> None:
 
     first_loss = check_first_loss if starts_at_ln2(settings) else None
     job.metrics = training.train(trainer, job, first_loss, look if settings["start"] == settings["reference"] else None)
-    trained = training.whole(trainer, lambda: models.load_policy(job.input("start"), settings["dtype"]))
+    trained = training.gather_full_model(trainer, lambda: loading.load_policy(job.input("start"), settings["dtype"]))
     if not ranks.first():
         return
     job.metrics |= engine_gap(job)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(pairs)}
-    artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, settings["dtype"]))
     job.note = (
         f"{len(pairs)} pairs, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}, "
         f"implicit reward margin {job.metrics.get('rewards/margins', float('nan')):.2f}"
@@ -106,7 +110,7 @@ def run(job: stage.Job) -> None:
 Scored = tuple[dict[str, Any], dict[str, Any], Path]  # a pair, its reference's row, and the table which that is from
 
 
-def load_pairs(job: stage.Job) -> list[Scored]:
+def load_pairs(job: contract.Job) -> list[Scored]:
     """All pairs, each with its reference log-probabilities and the table that they stand in.
 
     A weight below 1 keeps that share of a table's rows, drawn by the seed. Raises InputError if a table and its
@@ -117,8 +121,8 @@ def load_pairs(job: stage.Job) -> list[Scored]:
     for pairs_path, reference_path, weight in zip(
         job.inputs["pairs"], job.inputs["reference"], [weight for _, weight in job.settings["sources"]], strict=True
     ):
-        pairs = schemas.read_table(pairs_path, schemas.PAIRS).to_dicts()
-        reference = {row["pair_id"]: row for row in schemas.read_table(reference_path, schemas.REFERENCE).to_dicts()}
+        pairs = tables.read_table(pairs_path, PAIRS).to_dicts()
+        reference = {row["pair_id"]: row for row in tables.read_table(reference_path, REFERENCE).to_dicts()}
         if reference.keys() != {pair["pair_id"] for pair in pairs}:
             raise InputError(
                 f"{reference_path}: does not hold the pairs of {pairs_path}.\nHint: delete it and run Snakemake."
@@ -135,7 +139,7 @@ def load_pairs(job: stage.Job) -> list[Scored]:
 
 def token_rows(tokenizer: Any, pairs: list[Scored]) -> Iterator[dict[str, Any]]:
     """Pairs as the trainer takes them. Raises InputError if a reference counts the tokens of an answer differently."""
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     for pair, known, reference_path in pairs:
         prompt, chosen, rejected = chat.pair_ids(tokenizer, pair)
@@ -164,7 +168,7 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
     """
     import torch
 
-    from scripts.lib import models
+    from scripts.lib.models import scoring
 
     pad = tokenizer.pad_token_id or 0
     gaps: list[float] = []
@@ -172,7 +176,7 @@ def gate(model: Any, tokenizer: Any, rows: list[dict[str, Any]], dtype: str, dev
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             # One by one: sixteen long answers' logits at once take more memory than the training does.
             sequences = [(row["prompt_ids"], row[f"{side}_ids"]) for row in rows]
-            values = [models.token_logprobs(model, [sequence], pad, device)[0] for sequence in sequences]
+            values = [scoring.token_logprobs(model, [sequence], pad, device)[0] for sequence in sequences]
         apart, tokens = 0.0, 0
         for row, value in zip(rows, values):
             count = max(1, len(row[f"{side}_ids"]))
@@ -221,7 +225,7 @@ def check_first_loss(loss: float) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_dpo", run, ("start", "pairs*", "reference*", "engine-checks*"), argv)
+    return contract.execute("train_dpo", run, ("start", "pairs*", "reference*", "engine-checks*"), argv)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib import stage
-from scripts.lib.errors import InputError
-from scripts.lib.responses import candidates, engine_gap, joined
+from scripts.lib.data.responses import candidates, engine_gap, joined
+from scripts.lib.stage import contract
+from scripts.lib.stage.errors import InputError
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -28,11 +28,11 @@ def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], in
     return list(best.values()), len(prompts) - len(best)
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Fine-tune a policy on the best responses."""
-    from scripts.lib import models, sft
+    from scripts.lib.models import loading, sft
 
-    device = models.prepare(job.runtime)
+    device = loading.prepare(job.runtime)
     table = joined(job)
     responses = candidates(table)
     best, none_complete = best_responses(responses)
@@ -41,7 +41,7 @@ def run(job: stage.Job) -> None:
             f"no response to train on: all {len(responses)} were cut off, or have special tokens inside.\n"
             "Hint: raise max_new_tokens of the sampling."
         )
-    tokenizer = models.load_tokenizer(job.input("start"))
+    tokenizer = loading.load_tokenizer(job.input("start"))
 
     def rows_of(some: pl.DataFrame) -> Iterator[dict[str, list[int]]]:
         for row in some.iter_rows(named=True):
@@ -60,7 +60,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_raft", run, ("start", "rollouts*", "rewards*", "engine-checks*"), argv)
+    return contract.execute("train_raft", run, ("start", "rollouts*", "rewards*", "engine-checks*"), argv)
 
 
 if __name__ == "__main__":

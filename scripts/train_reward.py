@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.lib import ranks, schemas, stage
-from scripts.lib.errors import InputError
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.stage import contract, ranks
+from scripts.lib.stage.errors import InputError
 
 PAD = "[PAD]"
 CALIBRATION_BINS = 10
@@ -35,16 +37,17 @@ def heldout_metrics(margins: list[float]) -> dict[str, float]:
     return {"heldout_accuracy": accuracy, "heldout_loss": loss, "heldout_calibration_error": error}
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Train on one preference table, judge on another."""
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    from scripts.lib import adapters, artifact, chat, models, rows, training
+    from scripts.lib.models import chat, loading, lora, rows, scoring, training
+    from scripts.lib.stage import artifact
 
     settings = job.settings
-    device = models.prepare(job.runtime)
-    tokenizer = models.load_tokenizer(job.input("init"))
+    device = loading.prepare(job.runtime)
+    tokenizer = loading.load_tokenizer(job.input("init"))
     padded = tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer))
     if padded:
         tokenizer.add_special_tokens({"pad_token": PAD})
@@ -58,7 +61,7 @@ def run(job: stage.Job) -> None:
             prompt, *answers = chat.pair_ids(tokenizer, pair)
             yield {f"{side}_ids": prompt + answer for side, answer in zip(SIDES, answers)}
 
-    table, heldout_table = (schemas.read_table(job.input(name), schemas.PREFERENCES) for name in ("dataset", "heldout"))
+    table, heldout_table = (tables.read_table(job.input(name), PREFERENCES) for name in ("dataset", "heldout"))
     pairs, dropped = rows.dataset(job, table, rows_of, fits)
     heldout = list(filter(fits, rows_of(heldout_table))) if ranks.first() else []
     if not len(pairs) or (ranks.first() and not heldout):
@@ -68,37 +71,37 @@ def run(job: stage.Job) -> None:
         )
     own = {
         "max_length": None,
-        "disable_dropout": not adapters.dropout(settings["lora"]),
+        "disable_dropout": not lora.dropout(settings["lora"]),
         "center_rewards_coefficient": settings["center_rewards_coefficient"],
     }
 
     def load(**how: Any) -> Any:
         """The init's weights with a random head, by the seed, and a row for the padding token."""
         set_seed(settings["seed"])
-        model = models.load_reward(job.input("init"), **how)
+        model = loading.load_reward(job.input("init"), **how)
         if padded:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.config.pad_token_id = tokenizer.pad_token_id
         return model
 
     arguments = training.arguments(RewardConfig, job, len(pairs), **own)
-    model = load(**training.how_loaded(job, device))
+    model = load(**training.model_load_kwargs(job, device))
     trainer = RewardTrainer(
         model=model,
         args=arguments,
-        peft_config=adapters.config(settings["lora"], model, "SEQ_CLS"),
+        peft_config=lora.config(settings["lora"], model, "SEQ_CLS"),
         train_dataset=pairs,
         processing_class=tokenizer,
     )
     job.metrics = training.train(trainer, job)
-    trained = training.whole(trainer, lambda: load(dtype=settings["dtype"]))
+    trained = training.gather_full_model(trainer, lambda: load(dtype=settings["dtype"]))
     if not ranks.first():
         return
     trained.to(device).eval()
     sequences = [row[f"{side}_ids"] for row in heldout for side in SIDES]
     scores = [0.0] * len(sequences)
-    for batch in models.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
-        for i, value in zip(batch, models.rewards(trained, tokenizer, [sequences[i] for i in batch], device)):
+    for batch in scoring.batches_by_length([len(ids) for ids in sequences], job.runtime["score_tokens"]):
+        for i, value in zip(batch, scoring.rewards(trained, tokenizer, [sequences[i] for i in batch], device)):
             scores[i] = value
     job.metrics |= heldout_metrics([scores[2 * i] - scores[2 * i + 1] for i in range(len(heldout))])
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
@@ -111,13 +114,13 @@ def run(job: stage.Job) -> None:
         "heldout_dropped_too_long": heldout_table.height - len(heldout),
         "heldout_scored": len(heldout),
     }
-    artifact.write_model(job.output, lambda folder: models.save(trained, tokenizer, folder, settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, settings["dtype"]))
     job.note = f"{len(pairs)} pairs, held-out accuracy {job.metrics['heldout_accuracy']:.3f} on {len(heldout)}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_reward", run, ("init", "dataset", "heldout"), argv)
+    return contract.execute("train_reward", run, ("init", "dataset", "heldout"), argv)
 
 
 if __name__ == "__main__":

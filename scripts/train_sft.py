@@ -4,16 +4,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.lib import schemas, stage
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.conversations import CONVERSATIONS
+from scripts.lib.stage import contract
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Fine-tune a base model on one table of conversations."""
-    from scripts.lib import chat, models, sft
+    from scripts.lib.models import chat, loading, sft
 
-    device = models.prepare(job.runtime)
-    tokenizer = models.load_tokenizer(job.input("base"))
-    conversations = schemas.read_table(job.input("dataset"), schemas.CONVERSATIONS)
+    device = loading.prepare(job.runtime)
+    tokenizer = loading.load_tokenizer(job.input("base"))
+    conversations = tables.read_table(job.input("dataset"), CONVERSATIONS)
 
     def rows_of(some: Any) -> Iterator[dict[str, list[int]]]:
         for conversation in some.iter_rows(named=True):
@@ -26,7 +28,7 @@ def run(job: stage.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return stage.execute("train_sft", run, ("base", "dataset"), argv)
+    return contract.execute("train_sft", run, ("base", "dataset"), argv)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.lib import artifact
-from scripts.lib.digest import file_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import file_sha256
+from scripts.lib.stage.errors import InputError
 
 # Of these folders of the results no manifest tells.
 UNDESCRIBED = {"benchmarks", "logs", "work"}

@@ -11,9 +11,11 @@ import argparse
 import time
 from pathlib import Path
 
-from scripts.lib import chat, models, schemas
-from scripts.lib.seeds import derive_seed
-from scripts.sample_rollouts import Request
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.models import chat, loading
+from scripts.lib.models.generation import Request
 
 
 def requests_of(tokenizer, prompts: list[dict], k: int, new: int, logprobs: bool) -> list[Request]:
@@ -67,10 +69,10 @@ def main() -> None:
     parser.add_argument("--transformers", type=int, default=0, metavar="N", help="prompts for transformers")
     args = parser.parse_args()
 
-    device = models.prepare({"device": "auto", "torch_threads": args.threads})
-    tokenizer = models.load_tokenizer(args.policy)
-    stops = chat.stop_ids(tokenizer, models.generation_config(args.policy))
-    prompts = schemas.read_table(args.prompts, schemas.PROMPTS).to_dicts()[: args.count]
+    device = loading.prepare({"device": "auto", "torch_threads": args.threads})
+    tokenizer = loading.load_tokenizer(args.policy)
+    stops = chat.stop_ids(tokenizer, loading.generation_config(args.policy))
+    prompts = tables.read_table(args.prompts, PROMPTS).to_dicts()[: args.count]
     requests = requests_of(tokenizer, prompts, args.k, args.tokens, logprobs=False)
     longest = max(len(request.prompt_ids) for request in requests)
     settings = {"max_prompt_tokens": longest, "max_new_tokens": args.tokens, "dtype": "float32", "seed": 1}
@@ -78,7 +80,7 @@ def main() -> None:
         settings["dtype"] = "bfloat16"
     runtime = {"vllm_memory": 0.8, "vllm_cpu_cache_gib": 2, "vllm_tensor_parallel": 1}
 
-    from scripts.lib.engine_vllm import VllmEngine
+    from scripts.lib.models.engines.vllm import VllmEngine
 
     engine = VllmEngine(args.policy, settings, runtime, stops, device.type == "cpu")
     best = {"ours": 0.0, "bare": 0.0}
@@ -93,7 +95,7 @@ def main() -> None:
             print(f"round {round_ + 1}  {side:5} {tokens} tokens, {speed:,.0f} tokens/s", flush=True)
     print(f"our engine {best['ours']:,.0f}, LLM.generate {best['bare']:,.0f}: ratio {best['ours'] / best['bare']:.3f}")
     if args.transformers:
-        from scripts.lib.engine_transformers import TransformersEngine
+        from scripts.lib.models.engines.transformers import TransformersEngine
 
         own = TransformersEngine(args.policy, settings, {"generate_batch": 64, "score_tokens": 4096}, stops, device)
         part = requests[: args.transformers * args.k]

@@ -6,8 +6,13 @@ import json
 import polars as pl
 import pytest
 
-from scripts.lib import schemas, world
-from scripts.lib.stats import interval
+from scripts.lib.data import tables, world
+from scripts.lib.data.schemas.conversations import CONVERSATIONS
+from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.data.stats import interval
 
 pytestmark = pytest.mark.build
 POLICIES = ["sft/tiny", "runs/main/iter1", "runs/main/iter2", "runs/main/iter3"]
@@ -15,7 +20,7 @@ POLICIES = ["sft/tiny", "runs/main/iter1", "runs/main/iter2", "runs/main/iter3"]
 
 def per_prompt(build, policy: str, labeller: str = "gold", greedy: bool = False) -> dict[str, float]:
     """Mean reward of each held-out prompt's responses."""
-    table = schemas.read_table(build / "results/tiny" / policy / "eval/heldout.parquet", schemas.EVALUATION)
+    table = tables.read_table(build / "results/tiny" / policy / "eval/heldout.parquet", EVALUATION)
     chosen = table.filter((pl.col("temperature") == 0) if greedy else (pl.col("temperature") > 0))
     found: dict[str, list[float]] = {}
     for row in chosen.to_dicts():
@@ -62,10 +67,10 @@ def test_the_reward_model_tells_minimal_pairs_apart(build, kind):
     """Accuracy of at least .9 on 200 held-out pairs that differ in one kind only."""
     import torch
 
-    from scripts.lib import chat, models
+    from scripts.lib.models import chat, loading
 
     folder = build / "results/tiny/reward/bt/model"
-    tokenizer, model = models.load_tokenizer(folder), models.load_reward(folder, "float32").eval()
+    tokenizer, model = loading.load_tokenizer(folder), loading.load_reward(folder, "float32").eval()
 
     def score(prompt: str, answers: list[str]) -> list[float]:
         messages = [{"role": "user", "content": prompt}]
@@ -91,11 +96,11 @@ def test_no_prompt_stands_in_two_sets(build):
     """SFT, reward model, its held-out pairs, every iteration and the evaluation share no prompt."""
     root = build / "results/tiny"
     sets = {
-        "sft": schemas.read_table(root / "data/demonstrations.parquet", schemas.CONVERSATIONS),
-        "reward": schemas.read_table(root / "data/annotations.parquet", schemas.PREFERENCES),
-        "reward_heldout": schemas.read_table(root / "data/annotations_heldout.parquet", schemas.PREFERENCES),
-        **{f"iter{n}": schemas.read_table(root / f"prompts/requests-{n}.parquet", schemas.PROMPTS) for n in (1, 2, 3)},
-        "evaluation": schemas.read_table(root / "prompts/heldout-1.parquet", schemas.PROMPTS),
+        "sft": tables.read_table(root / "data/demonstrations.parquet", CONVERSATIONS),
+        "reward": tables.read_table(root / "data/annotations.parquet", PREFERENCES),
+        "reward_heldout": tables.read_table(root / "data/annotations_heldout.parquet", PREFERENCES),
+        **{f"iter{n}": tables.read_table(root / f"prompts/requests-{n}.parquet", PROMPTS) for n in (1, 2, 3)},
+        "evaluation": tables.read_table(root / "prompts/heldout-1.parquet", PROMPTS),
     }
     ids = {name: set(table["prompt_id"]) for name, table in sets.items()}
     assert {name: len(found) for name, found in ids.items()} == {name: t.height for name, t in sets.items()}
@@ -106,16 +111,14 @@ def test_the_evaluation_asks_for_combinations_that_no_training_prompt_holds(buil
     root = build / "results/tiny"
 
     def combinations(name: str) -> set[str]:
-        return set(schemas.read_table(root / f"prompts/{name}.parquet", schemas.PROMPTS)["metadata"])
+        return set(tables.read_table(root / f"prompts/{name}.parquet", PROMPTS)["metadata"])
 
     assert not combinations("heldout-1") & set().union(*(combinations(f"requests-{n}") for n in (1, 2, 3)))
 
 
 def test_every_prompt_and_k_stands_exactly_once_in_the_rollouts(build):
-    table = schemas.read_table(
-        build / "results/tiny/runs/main/iter1/rollouts/best_of_8/requests-2/0.parquet", schemas.ROLLOUTS
-    )
-    prompts = schemas.read_table(build / "results/tiny/prompts/requests-2.parquet", schemas.PROMPTS)
+    table = tables.read_table(build / "results/tiny/runs/main/iter1/rollouts/best_of_8/requests-2/0.parquet", ROLLOUTS)
+    prompts = tables.read_table(build / "results/tiny/prompts/requests-2.parquet", PROMPTS)
     expected = {(prompt, k) for prompt in prompts["prompt_id"] for k in range(8)}
     assert set(table.select("prompt_id", "k").iter_rows()) == expected
     assert table.height == len(expected)

@@ -76,7 +76,7 @@ def test_the_last_of_several_overlays_wins_and_numbers_are_typed(build, tmp_path
 
 
 def test_a_changed_helper_is_named(scratch_build):
-    helper = scratch_build / "scripts/lib/responses.py"
+    helper = scratch_build / "scripts/lib/data/responses.py"
     helper.write_text(helper.read_text() + "\nMORE = 1\n")
     said = plan(scratch_build, "iter1_pairs").stdout
     assert "  sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst: code: responses changed\n" in said

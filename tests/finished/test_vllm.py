@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from scripts.lib import schemas
-from scripts.lib.cluster import ROLLOUT_PYTHON
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.planning.cluster import ROLLOUT_PYTHON
 from tests.conftest import ROOT, jobs, run
 from tests.finished.test_learning import POLICIES, change, manifest, per_prompt
 
@@ -60,8 +62,8 @@ def test_engine_and_trainer_see_the_same_model_in_every_iteration(sampled):
 def test_every_prompt_and_k_stands_exactly_once(sampled):
     root = sampled[0] / "results/tiny"
     for n, policy in enumerate(POLICIES[:3], 1):
-        rollouts = schemas.read_table(root / policy / f"rollouts/best_of_8/requests-{n}/0.parquet", schemas.ROLLOUTS)
-        prompts = schemas.read_table(root / f"prompts/requests-{n}.parquet", schemas.PROMPTS)
+        rollouts = tables.read_table(root / policy / f"rollouts/best_of_8/requests-{n}/0.parquet", ROLLOUTS)
+        prompts = tables.read_table(root / f"prompts/requests-{n}.parquet", PROMPTS)
         expected = {(prompt, k) for prompt in prompts["prompt_id"] for k in range(8)}
         assert set(rollouts.select("prompt_id", "k").iter_rows()) == expected
         assert rollouts.height == len(expected)

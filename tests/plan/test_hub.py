@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from scripts.lib import schemas
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.conversations import CONVERSATIONS
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.data.schemas.prompts import PROMPTS
 from tests.conftest import copy_checkout, jobs, run
 from tests.hub import Hub
 from tests.unit.conftest import WORDS
@@ -103,7 +106,7 @@ def built(tmp_path_factory):
 
 
 def table(built, name, schema):
-    return schemas.read_table(built.checkout / ROOT / f"{name}.parquet", schema).to_dicts()
+    return tables.read_table(built.checkout / ROOT / f"{name}.parquet", schema).to_dicts()
 
 
 def manifest(built, name):
@@ -111,13 +114,13 @@ def manifest(built, name):
 
 
 def test_what_came_from_the_hub_is_read_in_its_own_shape(built):
-    rows = table(built, "data/talks", schemas.CONVERSATIONS)
+    rows = table(built, "data/talks", CONVERSATIONS)
     assert {len(row["messages"]) for row in rows} == {2}
     assert manifest(built, "data/talks")["counts"] == {"rows_in": 20, "system_turns": 20, "rows_out": 20}
-    pairs = table(built, "data/choices", schemas.PREFERENCES)
+    pairs = table(built, "data/choices", PREFERENCES)
     assert {(row["chosen"], row["rejected"], row["margin"]) for row in pairs} == {("answer 1", "answer 3", 2.0)}
     for n in (1, 2):
-        asked = table(built, f"prompts/asks-{n}", schemas.PROMPTS)
+        asked = table(built, f"prompts/asks-{n}", PROMPTS)
         assert len(asked) == 10
         assert {row["messages"][0]["content"].split()[1] for row in asked} == {str(n)}
 

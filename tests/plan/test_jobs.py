@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lib import cluster
-from scripts.lib.config import load, schema
-from scripts.lib.plan import Plan
+from scripts.lib.planning import cluster
+from scripts.lib.planning.config import load, schema
+from scripts.lib.planning.plan import Plan
 from tests.conftest import ROOT, copy_checkout, jobs, run
 from tests.unit.test_cluster import SITE, Resources, asked, sbatch
 

@@ -60,7 +60,7 @@ def test_steps_wait_for_gpus_where_the_profile_counts_them(filled):
     done = run(filled, "snakemake", "-n", "--profile", "profiles/gpu", "sft", "--configfile", "gpu.yaml")
     assert "gpu=4" in done.stdout
     asked = run(filled, "snakemake", "-n", "-p", "--profile", "profiles/gpu", "sft", "--configfile", "gpu.yaml").stdout
-    assert "scripts.lib.launch --nodes 1 --processes 4 --gpus 4" in asked
+    assert "scripts.lib.stage.launch --nodes 1 --processes 4 --gpus 4" in asked
 
 
 # Environments that Snakemake makes. No conda is needed: a stand-in keeps note of what it was asked.

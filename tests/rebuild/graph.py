@@ -1,6 +1,6 @@
 """The jobs of the tiny preset and what each reads, written down by hand: the yardstick for what a change plans.
 
-Nothing here comes from scripts/lib/plan.py. A job is named as `tests.conftest.jobs` names it, by its rule and its first
+Nothing here comes from scripts/lib/planning. A job is named as `tests.conftest.jobs` names it, by its rule and first
 output. `GRAPH` maps a job to the jobs whose results it reads, and `below` follows it downstream.
 """
 

@@ -90,13 +90,15 @@ def meaningless(name: str, file: str) -> dict[str, Change]:
 edits(
     NOTHING,
     meaningless("a script", "scripts/train_dpo.py")
-    | meaningless("a helper", "scripts/lib/seeds.py")
-    | meaningless("a helper of all", "scripts/lib/artifact.py")
+    | meaningless("a helper", "scripts/lib/data/seeds.py")
+    | meaningless("a helper of all", "scripts/lib/stage/artifact.py")
     | {
         "a comment in a rule": replace("rules/policy.smk", "    output:\n", "    # A comment.\n    output:\n"),
         "a docstring in a rule file": replace("rules/policy.smk", '"""Policies', '"""The policies'),
         "blank lines in a rule file": replace("rules/policy.smk", "\n\n\nrule ", "\n\n\n\n\nrule "),
-        "format in a rule": replace("rules/policy.smk", "priority: ON_THE_PATH", "priority:\n        ON_THE_PATH"),
+        "format in a rule": replace(
+            "rules/policy.smk", "priority: CRITICAL_PATH_PRIORITY", "priority:\n        CRITICAL_PATH_PRIORITY"
+        ),
         "white space in a shell line": replace("rules/policy.smk", '" --runtime', '"   --runtime'),
         "a comment in the Snakefile": replace("Snakefile", "\npathvars:", "\n# A comment.\npathvars:"),
         "blank lines in the Snakefile": replace("Snakefile", "\n\n\n", "\n\n\n\n\n"),
@@ -108,7 +110,7 @@ edits(
         ),
         "a log path": replace("rules/policy.smk", "{n}/policy.log", "{n}/training.log"),
         "threads in a rule": replace("rules/policy.smk", 'threads: threads("train_dpo")', "threads: 1"),
-        "priority in a rule": replace("rules/policy.smk", "priority: ON_THE_PATH", "priority: 3"),
+        "priority in a rule": replace("rules/policy.smk", "priority: CRITICAL_PATH_PRIORITY", "priority: 3"),
         "resources in a rule": replace("rules/policy.smk", '**needs("train_dpo")', "mem_mb=9"),
         "an environment file": replace("envs/train.yaml", "\n", "\n# A comment.\n", 1),
         "cores in the profile": replace("profiles/default/config.yaml", "cores: all", "cores: 1"),
@@ -187,7 +189,7 @@ for helper in ("stage", "artifact", "digest", "errors", "work", "progress"):
     TABLE[f"scripts/lib/{helper}.py"] = Mutation(EVERYTHING, append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
 
 # What another engine needs, and what checks it, are no matter of this preset's samplings.
-for other in ("scripts/lib/engine_vllm.py", "scripts/lib/compile_cache.py", "scripts/check_engine.py"):
+for other in ("scripts/lib/models/engines/vllm.py", "scripts/lib/models/compile_cache.py", "scripts/check_engine.py"):
     TABLE[other] = Mutation(NOTHING, append(other, "CHANGED = 1\n"))
 TABLE["another vllm"] = Mutation(NOTHING, replace("envs/requirements-rollout.txt", "\nvllm==", "\nvllm==9."))
 
@@ -224,7 +226,7 @@ edits(
         ),
     },
 )
-edits(EVERYTHING, {"a constant in a helper": replace("scripts/lib/artifact.py", "FORMAT = 1", "FORMAT = 2")})
+edits(EVERYTHING, {"a constant in a helper": replace("scripts/lib/stage/artifact.py", "FORMAT = 1", "FORMAT = 2")})
 
 # Settings that are the same, or that nothing reads
 

@@ -1,8 +1,8 @@
 """Stands in for every stage: takes a rule's command line and writes, at once, an output that its digests decide.
 
 Run in place of `python -m scripts.NAME …`. The command line, the check of the code, the digests of the inputs and the
-manifest are the checkout's own (scripts/lib/stage.py); only the work is left out. The bytes written are a digest of
-stage, settings, code and inputs. Environment:
+manifest are the checkout's own (scripts/lib/stage/contract.py); only the work is left out. The bytes written are a
+digest of stage, settings, code and inputs. Environment:
 
 - STANDIN_FAIL: outputs, separated by spaces, whose making fails.
 - STANDIN_CODE: a code digest to put into the bytes in place of the real one: a change of code that changes no result.
@@ -14,18 +14,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from scripts.lib import artifact, stage
-from scripts.lib.digest import code_digest, text_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.digest import code_digest, text_sha256
+from scripts.lib.stage.errors import InputError
 
 COMMON = {"--settings", "--code", "--runtime", "--output", "--results"}
 
 
-def run(job: stage.Job) -> None:
+def run(job: contract.Job) -> None:
     """Write a table, a page or a model folder, whichever the output's name asks for."""
     if str(job.output) in os.environ.get("STANDIN_FAIL", "").split():
         raise InputError("the stand-in was told to fail")
-    code = os.environ.get("STANDIN_CODE") or code_digest(job.stage, job.settings.get("engine"))
+    code = os.environ.get("STANDIN_CODE") or code_digest(job.stage, job.settings)
     inputs = {name: [artifact.input_digest(path) for path in paths] for name, paths in job.inputs.items()}
     text = text_sha256(artifact.canonical_json([job.stage, job.settings, code, inputs])) + "\n"
     if job.output.suffix:
@@ -37,4 +37,4 @@ def run(job: stage.Job) -> None:
 if __name__ == "__main__":
     _, module, *given = sys.argv[1:]
     names = tuple(f"{word[2:]}*" for word in given if word.startswith("--") and word not in COMMON)
-    sys.exit(stage.execute(module.removeprefix("scripts."), run, names, given))
+    sys.exit(contract.execute(module.removeprefix("scripts."), run, names, given))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib.config import merge
+from scripts.lib.planning.config import merge
 from tests.slurm.conftest import QUICK, SMALL, Build, accounted, ask
 
 pytestmark = pytest.mark.long

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts.lib.config import merge
+from scripts.lib.planning.config import merge
 from tests.slurm.conftest import FIELDS, NO_GPU, ONE_GPU, SMALL, Build, Request, accounted, ask, requests
 
 # DPO on two nodes, one process each: one training through srun and torchrun.

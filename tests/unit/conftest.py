@@ -1,6 +1,7 @@
 """Shared by the tests of the stages: a word-level tokenizer, tiny policies, and small tables."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -62,7 +63,8 @@ def save_model():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    from scripts.lib import artifact, models
+    from scripts.lib.models import loading
+    from scripts.lib.stage import artifact
 
     torch.set_num_threads(1)
 
@@ -77,7 +79,7 @@ def save_model():
         model = kind(LlamaConfig(**given))
         if generation:
             model.generation_config.update(**generation)
-        artifact.write_model(folder, lambda temporary: models.save(model, tokenizer, temporary, "float32"))
+        artifact.write_model(folder, lambda temporary: loading.save(model, tokenizer, temporary, "float32"))
         return folder
 
     return save
@@ -98,11 +100,11 @@ def other_policy(tmp_path_factory, tokenizer, save_model):
 @pytest.fixture(scope="session")
 def prompt():
     """A row of a prompts table: prompt(text)."""
-    from scripts.lib import schemas
+    from scripts.lib.data import tables
 
     def row(text):
         messages = [{"role": "user", "content": text}]
-        return {"prompt_id": schemas.prompt_id(messages), "source": "test", "messages": messages, "metadata": ""}
+        return {"prompt_id": tables.prompt_id(messages), "source": "test", "messages": messages, "metadata": ""}
 
     return row
 
@@ -110,17 +112,18 @@ def prompt():
 @pytest.fixture(scope="session")
 def prompts(tmp_path_factory, prompt):
     """A table of five prompts of different lengths."""
-    from scripts.lib import schemas
+    from scripts.lib.data import tables
+    from scripts.lib.data.schemas.prompts import PROMPTS
 
     path = tmp_path_factory.mktemp("prompts") / "set-1.parquet"
-    schemas.write_table(path, [prompt(text) for text in QUESTIONS], schemas.PROMPTS, ("prompt_id",))
+    tables.write_table(path, [prompt(text) for text in QUESTIONS], PROMPTS, ("prompt_id",))
     return path
 
 
 @pytest.fixture(scope="session")
 def rollout(prompt):
     """A row of a rollouts table: rollout(question, k, response, …); with a tokenizer its ids are the template's."""
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     def row(question, k, response, finish_reason="stop", tokenizer=None, **given):
         asked = prompt(question)
@@ -154,13 +157,14 @@ def rollout(prompt):
 @pytest.fixture(scope="session")
 def write():
     """Write a table of one of the schemas: write(path, rows, "ROLLOUTS") → path."""
-    from scripts.lib import schemas
+    from scripts.lib.data import tables
 
     keys = {"PAIRS": ("pair_id",), "PREFERENCES": ("pair_id",), "REFERENCE": ("pair_id",)}
     keys |= {"CONVERSATIONS": ("conversation_id",), "PROMPTS": ("prompt_id",)}
 
     def table(path, rows, schema):
-        schemas.write_table(path, rows, getattr(schemas, schema), keys.get(schema, ("prompt_id", "k")))
+        columns = getattr(import_module(f"scripts.lib.data.schemas.{schema.lower()}"), schema)
+        tables.write_table(path, rows, columns, keys.get(schema, ("prompt_id", "k")))
         return path
 
     return table
@@ -169,7 +173,7 @@ def write():
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with inputs, in a repository that has a stage called `copying`."""
-    from scripts.lib import digest
+    from scripts.lib.stage import digest
 
     def clear():
         for cached in (digest._module, digest.code_digest, digest.pins):
@@ -194,8 +198,9 @@ def make_up():
     """Write made-up results for artifacts of a plan, with the manifests that the plan would write: make_up(plan)."""
     from pathlib import Path
 
-    from scripts.lib import artifact, audit, settings
-    from scripts.lib.digest import code_digest, file_sha256
+    from scripts.lib.planning import audit, settings
+    from scripts.lib.stage import artifact
+    from scripts.lib.stage.digest import code_digest, file_sha256
 
     def one(plan, path):
         place, (rule, wildcards) = Path(path), plan.maker(path)

@@ -1,7 +1,7 @@
 """Results made up for the tests of the tools that read them: artifacts of a few bytes with their manifests."""
 
-from scripts.lib import artifact
-from scripts.lib.digest import file_sha256
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import file_sha256
 
 
 def make(root, path, stage="curate_data", settings=None, counts=None, metrics=None, run=None, **inputs):

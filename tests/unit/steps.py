@@ -3,7 +3,7 @@
 import pytest
 
 from scripts import score_reference, train_dpo, train_reward, train_sft
-from scripts.lib import schemas
+from scripts.lib.data.schemas.pairs import PAIRS
 from tests.unit.test_train_reward import SETTINGS as REWARD
 from tests.unit.test_train_reward import separable
 
@@ -20,7 +20,7 @@ def conversation(pair):
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
     """name → (module, settings, inputs) of training steps of eight optimizer steps each."""
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     folder = tmp_path_factory.mktemp("inputs")
     pairs = separable(0, 16)
@@ -29,7 +29,7 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
     conversations = write(folder / "conversations.parquet", [conversation(pair) for pair in pairs], "CONVERSATIONS")
     rows = []
     for pair in pairs:
-        row = {name: pair.get(name) for name in schemas.PAIRS}
+        row = {name: pair.get(name) for name in PAIRS}
         row["prompt_ids"] = chat.prompt_ids(tokenizer, pair["messages"])
         for side in ("chosen", "rejected"):
             row[f"{side}_ids"] = chat.completion_ids(tokenizer, pair["messages"], pair[side])

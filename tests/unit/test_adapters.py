@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import score_reference, train_dpo, train_raft
-from scripts.lib import adapters, artifact, models, training
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
+from scripts.lib.models import loading, lora, training
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS
 from tests.unit.test_resume import OFTEN, die_at
@@ -66,7 +67,7 @@ def test_the_saved_weights_compute_what_the_adapters_did(tmp_path, run_stage, st
     code, _ = run_stage(module, settings | {"lora": LORA, "learning_rate": 1e-2}, tmp_path / "model", **inputs)
     assert code == 0
     ((trainer, _),) = trained
-    load = models.load_reward if name == "reward" else models.load_policy
+    load = loading.load_reward if name == "reward" else loading.load_policy
     saved = load(tmp_path / "model", "float32").eval()
     ids = torch.tensor([[5, 9, 11, 20, 7], [30, 31, 8, 6, 4]])
     with torch.no_grad():
@@ -193,7 +194,7 @@ def test_targets_that_the_model_does_not_have_are_named(policy, targets):
     with pytest.raises(
         InputError, match=rf"lora.targets names \['{targets[-1]}'\]; the model's linear layers are down"
     ):
-        adapters.config(LORA | {"targets": targets}, models.load_policy(policy, "float32"), "CAUSAL_LM")
+        lora.config(LORA | {"targets": targets}, loading.load_policy(policy, "float32"), "CAUSAL_LM")
 
 
 def test_raft_with_adapters_trains_the_targets_only(tmp_path, run_stage, write, rollout, policy, tokenizer):
@@ -234,7 +235,7 @@ def test_a_missing_bitsandbytes_is_named_with_a_hint(monkeypatch):
     with pytest.raises(
         InputError, match=r"bitsandbytes is not installed.\nHint: pip install -r envs/requirements-qlora"
     ):
-        models.four_bits("float32")
+        loading.four_bits("float32")
 
 
 @needs_bitsandbytes

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from scripts.lib import artifact
-from scripts.lib.digest import file_sha256, text_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import file_sha256, text_sha256
+from scripts.lib.stage.errors import InputError
 
 CONFIG, WEIGHTS = '{"a": 1}', b"\x00\x01\x02\x03"
 
@@ -34,7 +34,7 @@ def names(folder):
 
 def test_a_file_appears_under_its_name_only_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "x.json"
-    with artifact.written_beside(path) as temporary:
+    with artifact.atomic_write(path) as temporary:
         temporary.write_text("x")
         assert not path.exists()
         assert temporary.parent == path.parent
@@ -43,14 +43,14 @@ def test_a_file_appears_under_its_name_only_when_the_block_ends(tmp_path):
 
 
 def test_an_error_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), artifact.written_beside(tmp_path / "x") as temporary:
+    with pytest.raises(RuntimeError), artifact.atomic_write(tmp_path / "x") as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert names(tmp_path) == []
 
 
 def test_an_error_leaves_no_folder_behind(tmp_path):
-    with pytest.raises(RuntimeError), artifact.written_beside(tmp_path / "x") as temporary:
+    with pytest.raises(RuntimeError), artifact.atomic_write(tmp_path / "x") as temporary:
         (temporary / "sub").mkdir(parents=True)
         (temporary / "sub" / "y").write_text("half")
         raise RuntimeError
@@ -62,7 +62,7 @@ def test_an_error_leaves_the_old_file_and_the_old_folder(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "y").write_text("old")
     for name in ("x", "d"):
-        with pytest.raises(RuntimeError), artifact.written_beside(tmp_path / name) as temporary:
+        with pytest.raises(RuntimeError), artifact.atomic_write(tmp_path / name) as temporary:
             temporary.write_text("new")
             raise RuntimeError
     assert (tmp_path / "x").read_text() == "old"
@@ -75,7 +75,7 @@ def test_a_new_file_and_a_new_folder_replace_the_old_ones(tmp_path):
     artifact.write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "new"
     for name in ("old", "new"):
-        with artifact.written_beside(tmp_path / "d") as temporary:
+        with artifact.atomic_write(tmp_path / "d") as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert names(tmp_path / "d") == ["new"]
@@ -84,7 +84,7 @@ def test_a_new_file_and_a_new_folder_replace_the_old_ones(tmp_path):
 
 def test_a_block_that_writes_nothing_is_an_error_and_leaves_the_old_file(tmp_path):
     artifact.write_text(tmp_path / "x", "old")
-    with pytest.raises(FileNotFoundError), artifact.written_beside(tmp_path / "x"):
+    with pytest.raises(FileNotFoundError), artifact.atomic_write(tmp_path / "x"):
         pass
     assert (tmp_path / "x").read_text() == "old"
 

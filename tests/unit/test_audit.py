@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from scripts import audit_results
-from scripts.lib import artifact, audit, config, digest
-from scripts.lib.plan import Plan
+from scripts.lib.planning import audit, config
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import artifact, digest
 
 TINY = config.load(digest.ROOT / "config" / "config.yaml")
 EVERY = len((digest.ROOT / "tests/plan/golden/tiny_all.txt").read_text().splitlines()) - 1  # jobs of `all` but itself

@@ -5,8 +5,9 @@ import random
 import pytest
 
 from scripts import build_pairs
-from scripts.lib import schemas
-from scripts.lib.digest import text_sha256
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.stage.digest import text_sha256
 
 SETTINGS = {
     "strategy": "max_min",
@@ -57,7 +58,7 @@ def build(tmp_path, run_stage, write):
         }
         output = tmp_path / "pairs.parquet"
         code, manifest = run_stage(build_pairs, SETTINGS | given, output, **paths)
-        return code, schemas.read_table(output, schemas.PAIRS).to_dicts() if code == 0 else [], manifest
+        return code, tables.read_table(output, PAIRS).to_dicts() if code == 0 else [], manifest
 
     return call
 
@@ -278,7 +279,7 @@ def test_shards_are_read_together(tmp_path, run_stage, write, rollout):
     # The order of the reward shards does not matter: they are joined by prompt and k.
     code, manifest = run_stage(build_pairs, SETTINGS, output, rollouts=rollouts, rewards=rewards[::-1])
     assert (code, manifest["counts"]["pairs_out"]) == (0, 3)
-    assert schemas.read_table(output, schemas.PAIRS)["chosen_k"].to_list() == [1, 1, 1]
+    assert tables.read_table(output, PAIRS)["chosen_k"].to_list() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

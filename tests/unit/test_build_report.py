@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from scripts import build_report
-from scripts.evaluate import summary
-from scripts.lib import schemas
-from scripts.lib.artifact import canonical_json, input_digest, read_json, write_json
+from scripts.lib.benchmarks.rewards import summary
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.stage.artifact import canonical_json, input_digest, read_json, write_json
 
 ATTACK = "<script>alert('x')</script><img src=https://example.org/x.png> & \"quoted\""
 INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1}
@@ -27,7 +28,7 @@ def evaluation(
         for k, temperature in enumerate(temperatures):
             rows.append(
                 {
-                    "prompt_id": schemas.prompt_id(messages),
+                    "prompt_id": tables.prompt_id(messages),
                     "k": k,
                     "messages": messages,
                     "temperature": temperature,
@@ -40,8 +41,8 @@ def evaluation(
                 }
             )
     table = root / policy / "eval/heldout.parquet"
-    kept = [{**{c: row[c] for c in schemas.EVALUATION}, "rewards": canonical_json(row["rewards"])} for row in rows]
-    schemas.write_table(table, kept, schemas.EVALUATION, ("prompt_id", "k"))
+    kept = [{**{c: row[c] for c in EVALUATION}, "rewards": canonical_json(row["rewards"])} for row in rows]
+    tables.write_table(table, kept, EVALUATION, ("prompt_id", "k"))
     settings = {**INTERVALS, "rewards": labellers}
     modes = {"sampled": [r for r in rows if r["temperature"] > 0], "greedy": [r for r in rows if not r["temperature"]]}
     write_json(

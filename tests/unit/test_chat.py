@@ -2,8 +2,9 @@
 
 import pytest
 
-from scripts.lib import chat, sources
-from scripts.lib.errors import InputError
+from scripts.lib.data import sources
+from scripts.lib.models import chat
+from scripts.lib.stage.errors import InputError
 from scripts.make_base import make_tokenizer
 
 CHATML = (

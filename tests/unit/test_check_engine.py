@@ -3,7 +3,8 @@
 import pytest
 
 from scripts import check_engine, score_logprobs
-from scripts.lib import schemas
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.logprobs import LOGPROBS
 
 SETTINGS = {"dtype": "float32"}
 
@@ -16,7 +17,7 @@ def check(tmp_path, run_stage, policy, write, rollout, tokenizer):
         rows = [rollout(text, 0, "red and blue", tokenizer=tokenizer) for text in ("say yes", "count")]
         rollouts, scored = write(tmp_path / "r.parquet", rows, "ROLLOUTS"), tmp_path / "s.parquet"
         assert run_stage(score_logprobs, SETTINGS, scored, scorer=policy, rollouts=rollouts)[0] == 0
-        own = {row["prompt_id"]: row["logprob"] for row in schemas.read_table(scored, schemas.LOGPROBS).to_dicts()}
+        own = {row["prompt_id"]: row["logprob"] for row in tables.read_table(scored, LOGPROBS).to_dicts()}
         rows = [row | {"logprob": own[row["prompt_id"]] + offset} for row, offset in zip(rows, offsets, strict=True)]
         rollouts = write(tmp_path / "engine.parquet", rows, "ROLLOUTS")
         return run_stage(check_engine, SETTINGS, tmp_path / "check.parquet", policy=policy, rollouts=rollouts)

@@ -4,10 +4,10 @@ import types
 
 import pytest
 
-from scripts.lib import cluster
-from scripts.lib.config import load, merge
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import ConfigError
+from scripts.lib.planning import cluster
+from scripts.lib.planning.config import load, merge
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import ConfigError
 
 SITE = {
     "account": "research",
@@ -64,7 +64,7 @@ def test_eight_gpus_of_a_node_are_one_task_that_torchrun_divides():
     config = configured(train_dpo={"gpus": 8, "mem_mb": 900_000, "threads": 64})
     assert sbatch(config, "train_dpo") == [*("-t", "120", "--mem", "900000", "--cpus-per-task=64", "--gres=gpu:h100:8")]
     assert cluster.launch(config, "train_dpo", SITE) == (
-        "python -m scripts.lib.launch --nodes 1 --processes 8 --gpus 8 --threads 64 --granted"
+        "python -m scripts.lib.stage.launch --nodes 1 --processes 8 --gpus 8 --threads 64 --granted"
     )
     # Another step keeps what all have.
     assert "--gres=gpu:h100:1" in sbatch(config, "train_sft")

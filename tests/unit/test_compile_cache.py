@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scripts.lib import compile_cache
+from scripts.lib.models import compile_cache
 
 ARGUMENTS = {"model": "runs/main/iter1/policy", "dtype": "float32", "seed": 1}
 

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from scripts.lib import config as configuration
-from scripts.lib.artifact import canonical_json
-from scripts.lib.config import load, merge, resolve
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import ConfigError
-from scripts.lib.plan import Plan
-from scripts.lib.settings import of as settings_of
+from scripts.lib.planning import config as configuration
+from scripts.lib.planning.config import load, merge, resolve
+from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.settings import of as settings_of
+from scripts.lib.stage.artifact import canonical_json
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import ConfigError
 
 SHIPPED = [ROOT / "config" / "config.yaml", *sorted((ROOT / "config" / "presets").glob("*.yaml"))]
 TEXT = """

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scripts import adopt_sft, convert_base
-from scripts.lib import shapes
-from scripts.lib.artifact import verify_model
-from scripts.lib.config import load
-from scripts.lib.digest import ROOT, file_sha256
-from scripts.lib.errors import InputError
-from scripts.lib.sources import digest
+from scripts.lib.data.sources import digest
+from scripts.lib.models import shapes
+from scripts.lib.planning.config import load
+from scripts.lib.stage.artifact import verify_model
+from scripts.lib.stage.digest import ROOT, file_sha256
+from scripts.lib.stage.errors import InputError
 
 PRESET = ROOT / "config" / "presets" / "smollm2_135m.yaml"
 UNKNOWN, END = "<|unk|>", "<|end|>"

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from scripts import curate_data
-from scripts.lib import schemas, world
-from scripts.lib.sources import digest
+from scripts.lib.data import tables, world
+from scripts.lib.data.schemas.conversations import CONVERSATIONS
+from scripts.lib.data.schemas.preferences import PREFERENCES
+from scripts.lib.data.sources import digest
 
 ROWS = [
     {"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}", "margin": i, "annotator": "ann"}
@@ -31,10 +33,10 @@ def curate(folder, given, *paths):
     output = folder / "out" / "data.parquet"
     argv = ["--settings", json.dumps(given), "--source", *map(str, paths), "--output", str(output)]
     code = curate_data.main(argv)
-    schema = schemas.PREFERENCES if given["type"] == "preferences" else schemas.CONVERSATIONS
+    schema = PREFERENCES if given["type"] == "preferences" else CONVERSATIONS
     if code:
         return code, [], {}
-    return code, schemas.read_table(output, schema).to_dicts(), json.loads(output.with_suffix(".json").read_text())
+    return code, tables.read_table(output, schema).to_dicts(), json.loads(output.with_suffix(".json").read_text())
 
 
 def test_preferences_of_a_file_are_all_there_with_their_margins(tmp_path):
@@ -45,7 +47,7 @@ def test_preferences_of_a_file_are_all_there_with_their_margins(tmp_path):
         row["prompt"]: (row["chosen"], row["rejected"], float(row["margin"])) for row in ROWS
     }
     assert {(row["source"], row["annotator"], len(row["messages"])) for row in table} == {("data.jsonl", "ann", 1)}
-    assert [row["prompt_id"] for row in table] == sorted(schemas.prompt_id(row["messages"]) for row in table)
+    assert [row["prompt_id"] for row in table] == sorted(tables.prompt_id(row["messages"]) for row in table)
     assert manifest["counts"] == {"rows_in": 20, "rows_out": 20}
     assert manifest["metrics"] == {"license": "MIT", "chosen_longer": 1.0, "prompts": 20}
 
@@ -56,7 +58,7 @@ def test_preferences_taken_as_conversations_end_with_the_chosen_answer(tmp_path)
     assert {row["messages"][0]["content"]: row["messages"][1:] for row in table} == {
         row["prompt"]: [{"role": "assistant", "content": row["chosen"]}] for row in ROWS
     }
-    assert all(row["prompt_id"] == schemas.prompt_id(row["messages"][:-1]) for row in table)
+    assert all(row["prompt_id"] == tables.prompt_id(row["messages"][:-1]) for row in table)
 
 
 def test_size_takes_the_first_rows_in_digest_order_and_counts_the_rest(tmp_path):

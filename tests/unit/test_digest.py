@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from scripts.lib import digest
+from scripts.lib.stage import digest
 
 STAGE = '''"""Trains."""
 
@@ -28,7 +28,7 @@ def double(x):
 
 def clear():
     digest._module.cache_clear()
-    digest.code_digest.cache_clear()
+    digest._code_digest.cache_clear()
     digest.pins.cache_clear()
 
 

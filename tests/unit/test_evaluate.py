@@ -5,9 +5,11 @@ import json
 import pytest
 
 from scripts import evaluate
-from scripts.lib import schemas
+from scripts.lib.benchmarks.rewards import win_rate
+from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.data.tables import read_table
 
-SETTINGS = {"rewards": ["gold", "bt"], "confidence": 0.95, "resamples": 200, "seed": 1}
+SETTINGS = {"benchmark": "rewards", "rewards": ["gold", "bt"], "confidence": 0.95, "resamples": 200, "seed": 1}
 # k = 0 is greedy, k = 1 and 2 are sampled. Rewards of the policy and of its SFT policy, by prompt and k.
 OWN = {"q1": [5.0, 1.0, 2.0], "q2": [6.0, 0.0, 0.0]}
 SFT = {"q1": [4.0, 1.0, 0.0], "q2": [6.0, 1.0, 0.0]}
@@ -57,7 +59,7 @@ def run_evaluate(tmp_path, run_stage, tables):
     def call(**changed):
         output = tmp_path / "eval" / "heldout.parquet"
         code, manifest = run_stage(evaluate, SETTINGS, output, **tables | changed)
-        return code, schemas.read_table(output, schemas.EVALUATION).to_dicts() if code == 0 else [], manifest
+        return code, read_table(output, EVALUATION).to_dicts() if code == 0 else [], manifest
 
     return call
 
@@ -152,5 +154,5 @@ def test_a_missing_labellers_shards_are_refused(run_evaluate, tables):
     [([1], [1], 0.5), ([2], [1], 1.0), ([0], [1], 0.0), ([1, 3], [2, 2, 2], 0.5), ([1, 2], [1, 0], 0.875)],
 )
 def test_a_win_rate_counts_all_pairs_and_ties_half(own, other, wanted):
-    assert evaluate.win_rate(own, other) == wanted
-    assert evaluate.win_rate(other, own) == 1 - wanted
+    assert win_rate(own, other) == wanted
+    assert win_rate(other, own) == 1 - wanted

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from scripts.lib import artifact, config, digest, explain
-from scripts.lib.explain import Causes, Cost, Planned
-from scripts.lib.plan import Plan
+from scripts.lib.planning import config, explain
+from scripts.lib.planning.explain import Causes, Cost, Planned
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import artifact, digest
 
 TINY = config.load(digest.ROOT / "config" / "config.yaml")
 

@@ -10,9 +10,9 @@ import time
 import polars as pl
 import pytest
 
-from scripts.lib import cards, sources
-from scripts.lib.artifact import verify_model
-from scripts.lib.digest import ROOT, file_sha256
+from scripts.lib.data import licences, sources
+from scripts.lib.stage.artifact import verify_model
+from scripts.lib.stage.digest import ROOT, file_sha256
 from tests.hub import Hub
 
 CARD = b"---\nlicense: apache-2.0\nlanguage: [en]\n---\n# A tiny model\n"
@@ -318,6 +318,6 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(hub, tmp_path, name):
 def test_a_licence_is_the_cards_or_agrees_with_it(tmp_path, card, said, found):
     if card is not None:
         (tmp_path / "README.md").write_bytes(card)
-    facts = cards.described(tmp_path, said)
+    facts = licences.described(tmp_path, said)
     assert facts.pop("license") == found
     assert set(facts) == ({"card_sha256"} if card is not None else set())

@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from scripts.lib import artifact, cluster, fits, forecast
-from scripts.lib.config import resolve
-from scripts.lib.errors import ConfigError
-from scripts.lib.plan import Plan
-from scripts.lib.settings import of as settings_of
+from scripts.lib.planning import cluster, fits, forecast
+from scripts.lib.planning.config import resolve
+from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.settings import of as settings_of
+from scripts.lib.stage import artifact
+from scripts.lib.stage.errors import ConfigError
 from tests.unit.test_config import given
 from tests.unit.test_memory import LLAMA
 

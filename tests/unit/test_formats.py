@@ -7,11 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from scripts.lib import formats
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
-from scripts.lib.formats import Example, parse
-from scripts.lib.sources import digest
+from scripts.lib.data import formats
+from scripts.lib.data.formats import Example, parse
+from scripts.lib.data.sources import digest
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "KNOWN.json").is_file(), reason=f"no real data in {DATA}")

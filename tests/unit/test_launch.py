@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts.lib import launch, training
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
+from scripts.lib.models import training
+from scripts.lib.stage import launch
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS
 
@@ -95,7 +96,15 @@ def test_rows_that_an_epoch_repeats_are_those_that_accelerate_repeats(monkeypatc
 
 def launched(processes, module, settings, inputs, output, **environment):
     """Run a stage as its rule does, through the launcher."""
-    words = [sys.executable, "-m", "scripts.lib.launch", "--processes", str(processes), "--threads", str(processes)]
+    words = [
+        sys.executable,
+        "-m",
+        "scripts.lib.stage.launch",
+        "--processes",
+        str(processes),
+        "--threads",
+        str(processes),
+    ]
     words += [module.__name__, "--settings", json.dumps(settings)]
     words += ["--runtime", json.dumps({**RUNTIME, "train_micro_batch": 2})]
     for name, paths in inputs.items():

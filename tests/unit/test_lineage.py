@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts import lineage
-from scripts.lib import artifact
+from scripts.lib.stage import artifact
 from tests.unit.results import make
 
 RUN = {"finished": "2026-11-22T06:41:07+00:00", "git_commit": "23f503ff30c12204b6b9c9a42f54edce78f63f6e"}

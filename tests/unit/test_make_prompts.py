@@ -5,8 +5,9 @@ import json
 import pytest
 
 from scripts import make_prompts
-from scripts.lib import schemas, world
-from scripts.lib.sources import digest
+from scripts.lib.data import tables, world
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.sources import digest
 
 
 def make(folder, given, *paths):
@@ -17,7 +18,7 @@ def make(folder, given, *paths):
     if code:
         return code, [], {}
     manifest = json.loads(output.with_suffix(".json").read_text())
-    return code, schemas.read_table(output, schemas.PROMPTS).to_dicts(), manifest
+    return code, tables.read_table(output, PROMPTS).to_dicts(), manifest
 
 
 def from_files(path, **given):
@@ -50,7 +51,7 @@ def test_slices_are_exact_disjoint_and_in_digest_order(tmp_path, pool):
         tables += table
     ids = [row["prompt_id"] for row in tables]
     assert ids == sorted(set(ids)) and len(ids) == 24
-    assert all(row["prompt_id"] == schemas.prompt_id(row["messages"]) for row in tables)
+    assert all(row["prompt_id"] == tables.prompt_id(row["messages"]) for row in tables)
     assert {row["messages"][0]["content"] for row in tables} < {f"p{i}" for i in range(25)}
     assert {(row["metadata"], row["source"]) for row in tables} == {("", "pool.jsonl")}
 

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 from scripts import make_base
-from scripts.lib import memory, model_shape, world
-from scripts.lib.forecast import CONTEXT
-from scripts.lib.memory import Training
+from scripts.lib.data import world
+from scripts.lib.planning import memory, model_shape
+from scripts.lib.planning.forecast import CONTEXT
+from scripts.lib.planning.memory import Training
 from tests.conftest import ROOT
 from tests.unit.conftest import RUNTIME, WORDS
 
@@ -292,7 +293,9 @@ def peak(stage, settings, output, **inputs):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tokenizer, save_model, write):
     """Folder with a model that dominates, one that does not, and tables of rows of about 240 tokens."""
-    from scripts.lib import chat, schemas
+    from scripts.lib.data import tables
+    from scripts.lib.data.schemas.pairs import PAIRS
+    from scripts.lib.models import chat
 
     folder, drawn = tmp_path_factory.mktemp("made"), random.Random(1)
     save_model(folder / "big", tokenizer, **{model_shape.KEYS[key]: value for key, value in BIG.items()})
@@ -301,7 +304,7 @@ def made(tmp_path_factory, tokenizer, save_model, write):
     for i in range(16):
         asked, *answers = (" ".join(drawn.choices(WORDS, k=n)) for n in (56, 180, 175))
         messages = [{"role": "user", "content": asked}]
-        row = dict.fromkeys(schemas.PAIRS) | {"pair_id": f"{i:064d}", "prompt_id": schemas.prompt_id(messages)}
+        row = dict.fromkeys(PAIRS) | {"pair_id": f"{i:064d}", "prompt_id": tables.prompt_id(messages)}
         row |= {"messages": messages, "chosen": answers[0], "rejected": answers[1]}
         row["prompt_ids"] = chat.prompt_ids(tokenizer, messages)
         for side, answer in zip(("chosen", "rejected"), answers):

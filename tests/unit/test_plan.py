@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from scripts import prune_weights
-from scripts.lib.config import Config, load, resolve
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import ConfigError
-from scripts.lib.plan import PairSource, Plan
-from scripts.lib.settings import of as settings_of
+from scripts.lib.planning.config import Config, load, resolve
+from scripts.lib.planning.plan import PairSource, Plan
+from scripts.lib.planning.settings import of as settings_of
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import ConfigError
 
 TINY = load(ROOT / "config" / "config.yaml")
 T = "results/tiny"
@@ -679,7 +679,8 @@ def test_every_set_of_several_repositories_has_its_own_commit_and_is_its_whole_f
 
 
 def test_a_chat_template_of_ours_enters_by_its_bytes(tmp_path, monkeypatch):
-    from scripts.lib import checks, sources
+    from scripts.lib.data import sources
+    from scripts.lib.planning import checks
 
     for module in (sources, checks):
         monkeypatch.setattr(module, "TEMPLATES", tmp_path)

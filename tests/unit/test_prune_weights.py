@@ -6,10 +6,11 @@ import json
 import pytest
 
 from scripts import prune_weights
-from scripts.lib import artifact, settings
-from scripts.lib.config import load
-from scripts.lib.digest import ROOT
-from scripts.lib.plan import Plan
+from scripts.lib.planning import settings
+from scripts.lib.planning.config import load
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import artifact
+from scripts.lib.stage.digest import ROOT
 from tests.unit.results import make
 
 TINY = load(ROOT / "config" / "config.yaml")

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import sample_rollouts, score_rollouts
-from scripts.lib import checkpoints, models, training
-from scripts.lib.chunks import Chunks
+from scripts.lib.models import scoring, training
+from scripts.lib.stage import checkpoints
+from scripts.lib.stage.chunks import Chunks
 from tests.unit.steps import STEPS
 from tests.unit.test_sampling import SETTINGS as SAMPLING
 
@@ -134,7 +135,7 @@ class Dies:
 def test_sampling_goes_on_where_it_was_killed_and_draws_each_response_once(
     tmp_path, run_stage, policy, prompts, monkeypatch
 ):
-    from scripts.lib.engine_transformers import TransformersEngine
+    from scripts.lib.models.engines.transformers import TransformersEngine
 
     settings = SAMPLING | {"k": 6, "record_logprobs": True}
     inputs = {"policy": policy, "prompts": prompts}
@@ -165,11 +166,11 @@ def test_scoring_goes_on_where_it_was_killed(tmp_path, run_stage, write, rollout
     inputs = {"model": model, "rollouts": write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")}
     settings, small = {"dtype": "float32"}, {"score_tokens": 96}
     assert run_stage(score_rollouts, settings, tmp_path / "whole.parquet", small, **inputs)[0] == 0
-    real, scored = models.rewards, []
+    real, scored = scoring.rewards, []
     for batches in (1, 2, None):
         dies = Dies(lambda *args: scored.extend(map(tuple, args[2])) or real(*args), batches)
         with monkeypatch.context() as patch:
-            patch.setattr(models, "rewards", dies)
+            patch.setattr(scoring, "rewards", dies)
             if batches is None:
                 assert run_stage(score_rollouts, settings, tmp_path / "killed.parquet", OFTEN | small, **inputs)[0] == 0
             else:
@@ -206,7 +207,7 @@ def test_chunks_are_written_when_it_is_time(tmp_path):
 
 
 def test_many_rows_without_a_value_before_one_that_has_it_are_kept(tmp_path):
-    from scripts.lib.chunks import Chunks
+    from scripts.lib.stage.chunks import Chunks
 
     rows = {i: {"token_ids": [i], "logprob": None if i < 150 else -1.5} for i in range(160)}
     kept = Chunks(tmp_path, 10)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib import ranks, rows, training
-from scripts.lib.stage import Job
+from scripts.lib.models import rows, training
+from scripts.lib.stage import ranks
+from scripts.lib.stage.contract import Job
 
 
 def job(folder):

@@ -10,11 +10,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts import sample_rollouts, score_logprobs
-from scripts.lib import chat, engine_vllm, models, schemas, work
-from scripts.lib.chunks import Chunks
-from scripts.lib.engine_transformers import PerRowSampling, TransformersEngine, keep_nucleus
-from scripts.lib.seeds import derive_seed
-from scripts.sample_rollouts import Request
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.logprobs import LOGPROBS
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.models import chat, loading
+from scripts.lib.models.engines import vllm as engine_vllm
+from scripts.lib.models.engines.transformers import PerRowSampling, TransformersEngine, keep_nucleus
+from scripts.lib.models.generation import Request
+from scripts.lib.stage import work
+from scripts.lib.stage.chunks import Chunks
 
 SETTINGS = {
     "engine": "transformers",
@@ -39,7 +45,7 @@ def sample(tmp_path, run_stage, policy, prompts):
         output = tmp_path / f"{name}.parquet"
         settings = SETTINGS | given
         code, manifest = run_stage(sample_rollouts, settings, output, runtime, policy=policy, prompts=prompts)
-        rows = schemas.read_table(output, schemas.ROLLOUTS).to_dicts() if code == 0 else []
+        rows = tables.read_table(output, ROLLOUTS).to_dicts() if code == 0 else []
         return code, rows, manifest, output
 
     return call
@@ -47,7 +53,7 @@ def sample(tmp_path, run_stage, policy, prompts):
 
 @pytest.fixture(scope="module")
 def stops(policy):
-    return chat.stop_ids(models.load_tokenizer(policy), models.generation_config(policy))
+    return chat.stop_ids(loading.load_tokenizer(policy), loading.generation_config(policy))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def engine(policy, stops):
 @pytest.fixture(scope="module")
 def requests(tokenizer, prompts):
     """Two requests for each of five prompts of different lengths, at temperatures 1 and 0.7."""
-    table = schemas.read_table(prompts, schemas.PROMPTS).to_dicts()
+    table = tables.read_table(prompts, PROMPTS).to_dicts()
     return [
         Request(chat.prompt_ids(tokenizer, row["messages"]), temperature, 0.9, 8, derive_seed(1, row["prompt_id"], k))
         for row in table
@@ -110,7 +116,7 @@ def test_the_models_own_generation_config_changes_no_draw(requests, stops, tmp_p
     found = []
     for name, generation in {"plain": {}, "penalised": {"repetition_penalty": 3.0, "min_new_tokens": 7}}.items():
         folder = save_model(tmp_path / name, tokenizer, generation=generation)
-        kept = models.generation_config(folder)
+        kept = loading.generation_config(folder)
         assert all(getattr(kept, key) == value for key, value in generation.items())
         runtime = {"generate_batch": 64, "score_tokens": 512}
         engine = TransformersEngine(folder, {"dtype": "float32"}, runtime, stops, torch.device("cpu"))
@@ -229,7 +235,7 @@ def test_k_is_split_into_equal_blocks_of_temperatures(samples, temperatures, wan
 
 def test_the_table_says_what_each_response_was_drawn_with(sample, prompts, tokenizer):
     _, rows, _, _ = sample(k=8, temperatures=[1.0, 0.7], max_new_tokens=3)
-    asked = schemas.read_table(prompts, schemas.PROMPTS).to_dicts()
+    asked = tables.read_table(prompts, PROMPTS).to_dicts()
     assert [(row["prompt_id"], row["k"]) for row in rows] == [(p["prompt_id"], k) for p in asked for k in range(8)]
     assert [row["temperature"] for row in rows] == ([1.0] * 4 + [0.7] * 4) * 5
     assert [row["seed"] for row in rows] == [derive_seed(1, row["prompt_id"], row["k"]) for row in rows]
@@ -276,7 +282,7 @@ def test_the_recorded_logprob_is_the_policys_own(sample, tmp_path, run_stage, po
     _, rows, _, rollouts = sample(**given)
     output = tmp_path / "logprobs.parquet"
     code, _ = run_stage(score_logprobs, {"dtype": "float32"}, output, scorer=policy, rollouts=rollouts)
-    scored = schemas.read_table(output, schemas.LOGPROBS).to_dicts()
+    scored = tables.read_table(output, LOGPROBS).to_dicts()
     assert code == 0
     assert [(row["prompt_id"], row["k"], row["tokens"]) for row in scored] == [
         (row["prompt_id"], row["k"], row["tokens"]) for row in rows
@@ -289,7 +295,7 @@ def test_the_recorded_logprob_is_the_policys_own(sample, tmp_path, run_stage, po
 
 
 def test_long_prompts_are_dropped_and_counted(sample, prompts, tokenizer):
-    asked = schemas.read_table(prompts, schemas.PROMPTS).to_dicts()
+    asked = tables.read_table(prompts, PROMPTS).to_dicts()
     lengths = {row["prompt_id"]: len(chat.prompt_ids(tokenizer, row["messages"])) for row in asked}
     longest = max(lengths.values())
     _, rows, manifest, _ = sample(k=2, max_prompt_tokens=longest - 1)

@@ -1,17 +1,23 @@
 """Tables: declared columns, unique keys, the same bytes for the same rows."""
 
+from importlib import import_module
+
 import polars as pl
 import pytest
 
-from scripts.lib import schemas
-from scripts.lib.artifact import canonical_json
-from scripts.lib.digest import text_sha256
-from scripts.lib.errors import InputError
-from scripts.lib.schemas import PROMPTS, REWARDS, prompt_id, read_table, write_table
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rewards import REWARDS
+from scripts.lib.data.tables import prompt_id, read_table, write_table
+from scripts.lib.stage.artifact import canonical_json
+from scripts.lib.stage.digest import ROOT, text_sha256
+from scripts.lib.stage.errors import InputError
 
 KEY = ("prompt_id", "k")
 ROWS = [{"prompt_id": name, "k": k, "reward": 0.5 * k, "objectives": ""} for name in ("a", "b") for k in (0, 1)]
-ALL = {name: value for name, value in vars(schemas).items() if name.isupper() and isinstance(value, dict)}
+ALL = {
+    path.stem.upper(): getattr(import_module(f"scripts.lib.data.schemas.{path.stem}"), path.stem.upper())
+    for path in sorted((ROOT / "scripts/lib/data/schemas").glob("*.py"))
+}
 
 
 def write(path, rows):

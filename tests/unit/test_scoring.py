@@ -7,7 +7,11 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from scripts import score_logprobs, score_reference, score_rollouts
-from scripts.lib import chat, models, schemas
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.logprobs import LOGPROBS
+from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.data.schemas.rewards import REWARDS
+from scripts.lib.models import chat, loading, scoring
 
 SETTINGS = {"dtype": "float32", "quantization": None}
 ANSWERS = ("red", "blue and green", "", "one two three four five then no", "yes", "sea sky tree stone")
@@ -33,7 +37,7 @@ def rollouts(tmp_path_factory, write, rollout, tokenizer):
 
 def by_hand(folder, prompt, completion):
     """Log-probability of a completion: one sequence, no padding, one token after the other."""
-    model = models.load_policy(folder, "float32").eval()
+    model = loading.load_policy(folder, "float32").eval()
     total = 0.0
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].double()
@@ -46,19 +50,19 @@ def by_hand(folder, prompt, completion):
 def test_token_logprobs_are_the_sums_by_hand_for_any_lengths_and_padding(policy):
     sequences = [([1, 20, 21], [22]), ([1, 20, 21, 22, 23, 24, 25], [26, 27, 5]), ([1], [30, 31, 32, 33, 34, 5])]
     wanted = [by_hand(policy, *sequence) for sequence in sequences]
-    model = models.load_policy(policy, "float32").eval()
+    model = loading.load_policy(policy, "float32").eval()
     # The padding token never counts, not even when it is the end of turn, 5.
     for pad in (0, 5):
-        found = models.token_logprobs(model, sequences, pad, torch.device("cpu"))
+        found = scoring.token_logprobs(model, sequences, pad, torch.device("cpu"))
         assert found == pytest.approx(wanted, abs=1e-5)
-    assert models.token_logprobs(model, sequences[::-1], 0, torch.device("cpu")) == pytest.approx(
+    assert scoring.token_logprobs(model, sequences[::-1], 0, torch.device("cpu")) == pytest.approx(
         wanted[::-1], abs=1e-5
     )
 
 
 def test_an_empty_completion_has_log_probability_zero(policy):
-    model = models.load_policy(policy, "float32").eval()
-    found = models.token_logprobs(model, [([1, 20], []), ([1, 20], [21])], 0, torch.device("cpu"))
+    model = loading.load_policy(policy, "float32").eval()
+    found = scoring.token_logprobs(model, [([1, 20], []), ([1, 20], [21])], 0, torch.device("cpu"))
     assert found[0] == 0.0 and found[1] == pytest.approx(by_hand(policy, [1, 20], [21]), abs=1e-5)
 
 
@@ -67,7 +71,7 @@ def test_batches_hold_every_index_once_within_the_budget_longest_first():
     for _ in range(200):
         lengths = [rng.randint(1, 40) for _ in range(rng.randint(0, 30))]
         budget = rng.choice([1, 16, 50, 100, 10_000])
-        batches = models.batches_by_length(lengths, budget)
+        batches = scoring.batches_by_length(lengths, budget)
         assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
         sizes = [lengths[i] for batch in batches for i in batch]
         assert sizes == sorted(sizes, reverse=True)
@@ -78,8 +82,8 @@ def test_batches_hold_every_index_once_within_the_budget_longest_first():
 
 def test_batches_are_these():
     # 5 + 5 fit 10; then 3 · 3 fit 10 and a fourth would not.
-    assert models.batches_by_length([3, 5, 3, 5, 2, 1], 10) == [[1, 3], [0, 2, 4], [5]]
-    assert models.batches_by_length([], 10) == []
+    assert scoring.batches_by_length([3, 5, 3, 5, 2, 1], 10) == [[1, 3], [0, 2, 4], [5]]
+    assert scoring.batches_by_length([], 10) == []
 
 
 def score(run_stage, module, output, budget, **inputs):
@@ -98,8 +102,8 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
         output = tmp_path / f"{budget}.parquet"
         manifest = score(run_stage, score_rollouts, output, budget, model=reward_model, rollouts=path)
         assert manifest["counts"] == {"rows_in": 12, "rows_out": 12, "special_tokens_removed": 0}
-        tables.append(schemas.read_table(output, schemas.REWARDS).to_dicts())
-    model = models.load_reward(reward_model, "float32").eval()
+        tables.append(tables.read_table(output, REWARDS).to_dicts())
+    model = loading.load_reward(reward_model, "float32").eval()
     wanted = []
     for row in rows:
         # In the reward model's own template, whole, with one BOS; a cut-off response is scored like any other.
@@ -126,15 +130,15 @@ def test_a_special_token_spelled_out_in_a_response_is_not_read_as_one(
     path = write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")
     manifest = score(run_stage, score_rollouts, output, 1000, model=reward_model, rollouts=path)
     assert manifest["counts"]["special_tokens_removed"] == 2
-    rewards = [row["reward"] for row in schemas.read_table(output, schemas.REWARDS).to_dicts()]
+    rewards = [row["reward"] for row in tables.read_table(output, REWARDS).to_dicts()]
     assert rewards == pytest.approx([rewards[0]] * 3, abs=1e-6)
 
 
 def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(reward_model, tokenizer):
-    model = models.load_reward(reward_model, "bfloat16").eval()
+    model = loading.load_reward(reward_model, "bfloat16").eval()
     model.score.weight.data *= 50
     sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 22, 24, 5]]
-    one, two = found = models.rewards(model, tokenizer, sequences, torch.device("cpu"))
+    one, two = found = scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))
     with torch.no_grad():
         last = [model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1].float() for ids in sequences]
     assert found == pytest.approx([(row @ model.score.weight[0].float()).item() for row in last], abs=0.05)
@@ -145,21 +149,21 @@ def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(reward_model, t
 
 
 def test_rewards_of_a_model_that_was_just_trained_under_autocast_are_not_rounded(reward_model, tokenizer):
-    model, sequences = models.load_reward(reward_model, "float32").eval(), [[1, 20, 21, 22, 23, 5]]
+    model, sequences = loading.load_reward(reward_model, "float32").eval(), [[1, 20, 21, 22, 23, 5]]
     model.score.weight.data *= 50
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = models.rewards(model, tokenizer, sequences, torch.device("cpu"))
+        (found,) = scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))
     assert found != torch.tensor(found).bfloat16().item()
-    assert found == pytest.approx(models.rewards(model, tokenizer, sequences, torch.device("cpu"))[0], rel=0.05)
+    assert found == pytest.approx(scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))[0], rel=0.05)
 
 
 def test_rewards_of_a_float32_model_are_the_models_own_to_the_last_bit(reward_model, tokenizer):
-    model = models.load_reward(reward_model, "float32").eval()
+    model = loading.load_reward(reward_model, "float32").eval()
     sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 5]]
     padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         own = model(**padded).logits[:, 0].double().tolist()
-    assert models.rewards(model, tokenizer, sequences, torch.device("cpu")) == own
+    assert scoring.rewards(model, tokenizer, sequences, torch.device("cpu")) == own
 
 
 def test_logprobs_are_those_of_the_sampled_ids_whatever_the_batches(tmp_path, run_stage, policy, rollouts):
@@ -168,7 +172,7 @@ def test_logprobs_are_those_of_the_sampled_ids_whatever_the_batches(tmp_path, ru
     for budget in (1, 60, 10_000):
         output = tmp_path / f"{budget}.parquet"
         score(run_stage, score_logprobs, output, budget, scorer=policy, rollouts=path)
-        table = schemas.read_table(output, schemas.LOGPROBS).to_dicts()
+        table = tables.read_table(output, LOGPROBS).to_dicts()
         assert [(row["prompt_id"], row["k"], row["tokens"]) for row in table] == [
             (row["prompt_id"], row["k"], row["tokens"]) for row in rows
         ]
@@ -194,15 +198,14 @@ def test_the_reference_is_the_log_probability_of_the_same_ids(tmp_path, run_stag
     path, rows = rollouts
     score(run_stage, score_logprobs, tmp_path / "l.parquet", 512, scorer=other_policy, rollouts=path)
     known = {
-        (row["prompt_id"], row["k"]): row
-        for row in schemas.read_table(tmp_path / "l.parquet", schemas.LOGPROBS).to_dicts()
+        (row["prompt_id"], row["k"]): row for row in tables.read_table(tmp_path / "l.parquet", LOGPROBS).to_dicts()
     }
     pairs = [pair(rows[i], rows[j]) for i, j in ((1, 3), (0, 5), (7, 9), (10, 8))]
     table = write(tmp_path / "pairs.parquet", pairs, "PAIRS")
     for budget in (1, 60, 10_000):
         output = tmp_path / f"{budget}.parquet"
         score(run_stage, score_reference, output, budget, scorer=other_policy, pairs=table)
-        found = schemas.read_table(output, schemas.REFERENCE).to_dicts()
+        found = tables.read_table(output, REFERENCE).to_dicts()
         assert [row["pair_id"] for row in found] == [row["pair_id"] for row in pairs]
         for row, made in zip(found, pairs):
             for side in ("chosen", "rejected"):
@@ -218,7 +221,7 @@ def test_curated_pairs_are_scored_as_the_template_writes_them(tmp_path, run_stag
     for ids in (True, False):
         pairs = write(tmp_path / f"{ids}.parquet", [pair(*sides, ids=ids) for sides in both], "PAIRS")
         score(run_stage, score_reference, tmp_path / f"r{ids}.parquet", 512, scorer=policy, pairs=pairs)
-        tables.append(schemas.read_table(tmp_path / f"r{ids}.parquet", schemas.REFERENCE).to_dicts())
+        tables.append(tables.read_table(tmp_path / f"r{ids}.parquet", REFERENCE).to_dicts())
     assert tables[0] == tables[1]
     # The end of turn counts.
     assert tables[0][0]["chosen_tokens"] == len("blue and green".split()) + 1

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from scripts.lib.seeds import derive_seed
+from scripts.lib.data.seeds import derive_seed
 
 
 def test_a_seed_is_the_first_31_bits_of_the_digest_of_its_parts():

@@ -3,7 +3,8 @@
 import pytest
 
 from scripts import select_pairs
-from scripts.lib import schemas
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.pairs import PAIRS
 
 SETTINGS = {"size": None, "minimum_margin": 0}
 
@@ -12,7 +13,7 @@ def preference(number, margin=None, **given):
     messages = [{"role": "user", "content": f"question {number}"}]
     row = {
         "pair_id": f"{number:04d}",
-        "prompt_id": schemas.prompt_id(messages),
+        "prompt_id": tables.prompt_id(messages),
         "source": "test",
         "messages": messages,
         "chosen": f"good {number}",
@@ -31,7 +32,7 @@ def select(tmp_path, run_stage, write):
         dataset = write(tmp_path / "data.parquet", rows, "PREFERENCES")
         output = tmp_path / "pairs" / "curated.parquet"
         code, manifest = run_stage(select_pairs, SETTINGS | given, output, dataset=dataset)
-        return code, schemas.read_table(output, schemas.PAIRS).to_dicts() if code == 0 else [], manifest
+        return code, tables.read_table(output, PAIRS).to_dicts() if code == 0 else [], manifest
 
     return call
 

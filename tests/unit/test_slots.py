@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scripts.lib import slots
+from scripts.lib.stage import slots
 
 HOLD = """
 import os, sys

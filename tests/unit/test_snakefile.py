@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lib import cluster, config, errors, settings
-from scripts.lib.digest import ROOT
-from scripts.lib.plan import Plan
+from scripts.lib.planning import cluster, config, settings
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import errors
+from scripts.lib.stage.digest import ROOT
 
 FILES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]
 PLAN = Plan(config.load(ROOT / "config" / "config.yaml"))
@@ -124,9 +125,7 @@ def test_every_rule_records_its_own_settings_and_code(name):
     assert f"launch('{name}'" in params.pop("launch")
     assert params.pop("results") == "RESULTS"
     assert re.match(r"source_files\('(bases|datasets|prompts)', ", params.pop("source", "source_files('bases', "))
-    code = f"code_digest('{name}')"
-    if name == "sample_rollouts":
-        code = f"lambda wildcards: code_digest('{name}', PLAN.engine(wildcards.sampling))"
+    code = f"code('{name}')"
     assert params == {"settings": f"settings('{name}')", "code": code}
     assert callable(getattr(settings, name))
 

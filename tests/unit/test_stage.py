@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts import make_prompts
-from scripts.lib import artifact, stage
-from scripts.lib.digest import ROOT, code_digest, file_sha256, text_sha256
-from scripts.lib.errors import InputError
+from scripts.lib.stage import artifact, contract
+from scripts.lib.stage.digest import ROOT, code_digest, file_sha256, text_sha256
+from scripts.lib.stage.errors import InputError
 
 INPUTS = ("table", "parts*", "extra-part?")
 
@@ -32,7 +32,7 @@ def execute(run=copy, **arguments):
     for name, value in given.items():
         if value is not None:
             argv += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-    return stage.execute("copying", run, INPUTS, argv)
+    return contract.execute("copying", run, INPUTS, argv)
 
 
 def refused(*_):
@@ -278,6 +278,6 @@ def test_other_processes_look_into_the_work_folder_only_when_what_was_old_is_gon
         seen.append(sorted(path.name for path in work.iterdir()))
         return value
 
-    monkeypatch.setattr(stage.ranks, "agree", agree)
+    monkeypatch.setattr(contract.ranks, "agree", agree)
     assert execute() == 0
     assert seen == [["fingerprint.json", "lock"]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.lib.stats import interval
+from scripts.lib.data.stats import interval
 
 
 def test_equal_values_have_no_width():

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import train_dpo
-from scripts.lib import chat, models, strategies
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
+from scripts.lib.models import chat, loading, sharding
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS
 
@@ -22,7 +22,15 @@ ZERO = ("zero2", "zero3")
 
 def launched(processes, module, settings, inputs, output, runtime, **environment):
     """Run a stage as its rule does, through the launcher."""
-    words = [sys.executable, "-m", "scripts.lib.launch", "--processes", str(processes), "--threads", str(processes)]
+    words = [
+        sys.executable,
+        "-m",
+        "scripts.lib.stage.launch",
+        "--processes",
+        str(processes),
+        "--threads",
+        str(processes),
+    ]
     words += [module.__name__, "--settings", json.dumps(settings)]
     words += ["--runtime", json.dumps({**RUNTIME, "train_micro_batch": 2, **runtime})]
     for name, paths in inputs.items():
@@ -89,8 +97,8 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
     assert generation(output) == generation(folder)
     for key, value in expected.items():
         torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=1e-3)
-    tokenizer = models.load_tokenizer(output)
-    assert chat.stop_ids(tokenizer) == chat.stop_ids(models.load_tokenizer(folder))
+    tokenizer = loading.load_tokenizer(output)
+    assert chat.stop_ids(tokenizer) == chat.stop_ids(loading.load_tokenizer(folder))
     run = json.loads((tmp_path / "model.run.json").read_text())
     assert run["processes"] == processes
     assert run["deepspeed"]["zero_optimization"]["stage"] == int(strategy[-1])
@@ -99,7 +107,7 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
 
 ACCUMULATED = """
 from scripts.lib import strategies
-real = strategies.check
+real = sharding.check
 def check(trainer, strategy):
     from transformers import TrainerCallback
     class Says(TrainerCallback):
@@ -107,7 +115,7 @@ def check(trainer, strategy):
             print("accumulates in", trainer.model_wrapped.optimizer.gradient_accumulation_dtype, flush=True)
     trainer.add_callback(Says())
     real(trainer, strategy)
-strategies.check = check
+sharding.check = check
 """
 
 
@@ -165,7 +173,7 @@ settings = {"batch_size": 4, "epochs": 1, "learning_rate": 1, "schedule": "const
 settings |= {"weight_decay": 0, "adam_beta2": 0.9, "dtype": "float32", "lora": None}
 job = Job("train_dpo", settings, runtime, {}, folder / "out", folder / "work")
 arguments = training.arguments(DPOConfig, job, 8)
-model = models.load_policy(folder, **training.how_loaded(job, models.prepare(runtime)))
+model = loading.load_policy(folder, **training.model_load_kwargs(job, loading.prepare(runtime)))
 large = [p for p in model.parameters() if p.dim() == 2]
 print("held", sum(p.numel() for p in large), "of", sum(p.ds_numel for p in large))
 ranks.leave()
@@ -243,23 +251,23 @@ class Trainer:
 @pytest.mark.parametrize(("strategy", "kind"), [("zero2", "NO"), ("zero3", "MULTI_CPU"), ("data", "DEEPSPEED")])
 def test_a_strategy_that_was_dropped_on_the_way_is_noticed(strategy, kind):
     with pytest.raises(InputError, match=rf"strategy = '{strategy}' was asked for, the trainer runs {kind}.\nHint: "):
-        strategies.check(Trainer(kind), strategy)
+        sharding.check(Trainer(kind), strategy)
 
 
 @pytest.mark.parametrize(("strategy", "kind"), [("zero2", "DEEPSPEED"), ("data", "NO"), ("data", "MULTI_GPU")])
 def test_a_strategy_that_is_there_passes(strategy, kind):
-    strategies.check(Trainer(kind), strategy)
+    sharding.check(Trainer(kind), strategy)
 
 
 def test_a_missing_deepspeed_is_named_with_a_hint(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(InputError, match=r"deepspeed is not installed.\nHint: pip install -r envs/requirements-train"):
-        strategies.prepare("zero2", on_gpu=False)
+        sharding.prepare("zero2", on_gpu=False)
 
 
 @pytest.mark.parametrize("strategy", ZERO)
 def test_every_strategy_leaves_batch_and_clipping_to_the_settings(strategy):
-    found = strategies.config(strategy)
+    found = sharding.config(strategy)
     assert found["zero_optimization"]["stage"] == int(strategy[-1])
     batch = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert {found[key] for key in (*batch, "gradient_clipping")} == {"auto"}

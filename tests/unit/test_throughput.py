@@ -1,6 +1,6 @@
 """What a step says of its speed."""
 
-from scripts.lib import throughput
+from scripts.lib.stage import throughput
 
 
 def test_lines_come_now_and_then_and_at_the_end(monkeypatch):

@@ -13,10 +13,13 @@ from transformers import LlamaForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from scripts import score_reference, train_dpo
-from scripts.lib import artifact, chat, models, reference, schemas
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
-from scripts.lib.stage import Job
+from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.data.tables import read_table
+from scripts.lib.models import chat, loading, reference, scoring
+from scripts.lib.stage import artifact
+from scripts.lib.stage.contract import Job
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 
 SCORING = {"dtype": "float32", "quantization": None}
 SETTINGS = {
@@ -134,8 +137,8 @@ def test_the_reference_is_trls_own(tmp_path, pairs, tables, policy, other_policy
 
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     trainer = TokenRows(
-        model=models.load_policy(policy, "float32"),
-        ref_model=models.load_policy(other_policy, "float32"),
+        model=loading.load_policy(policy, "float32"),
+        ref_model=loading.load_policy(other_policy, "float32"),
         args=DPOConfig(
             output_dir=str(tmp_path),
             per_device_train_batch_size=3,
@@ -149,7 +152,7 @@ def test_the_reference_is_trls_own(tmp_path, pairs, tables, policy, other_policy
         train_dataset=Dataset.from_list([{column: row[column] for column in columns} for row in pairs]),
         processing_class=tokenizer,
     )
-    ours = schemas.read_table(tables(scorer=other_policy)[1], schemas.REFERENCE)
+    ours = read_table(tables(scorer=other_policy)[1], REFERENCE)
     for side in ("chosen", "rejected"):
         assert ours[f"{side}_logprob"].to_list() == pytest.approx(
             list(trainer.train_dataset[f"ref_{side}_logps"]), abs=1e-4
@@ -159,14 +162,14 @@ def test_the_reference_is_trls_own(tmp_path, pairs, tables, policy, other_policy
 def test_no_reference_model_is_loaded(train, trainers, pairs, tables, monkeypatch):
     tables(pairs)  # made before the counting starts
     loaded, asked = [], []
-    load, ask = LlamaForCausalLM.from_pretrained.__func__, models.load_policy
+    load, ask = LlamaForCausalLM.from_pretrained.__func__, loading.load_policy
 
     def from_pretrained(cls, *args, **kwargs):
         loaded.append(args)
         return load(cls, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(from_pretrained))
-    monkeypatch.setattr(models, "load_policy", lambda *args, **how: asked.append(args) or ask(*args, **how))
+    monkeypatch.setattr(loading, "load_policy", lambda *args, **how: asked.append(args) or ask(*args, **how))
     assert train(pairs)[0] == 0
     (trainer,) = trainers
     assert trainer.ref_model is None
@@ -192,10 +195,7 @@ def test_the_reference_is_not_rounded_with_the_rest_of_a_batch(monkeypatch):
 def test_the_loss_uses_the_reference_given_and_not_one_of_trls(train, trainers, pairs, other_policy, tables):
     # From another reference the first loss is −log σ(β · implicit margin) of the two files of log-probabilities.
     code, manifest, _ = train(pairs[:4], scorer=other_policy, start="runs/main/iter1")
-    start, ref = (
-        schemas.read_table(tables(pairs[:4], *scorer)[1], schemas.REFERENCE).to_dicts()
-        for scorer in ((), (other_policy,))
-    )
+    start, ref = (read_table(tables(pairs[:4], *scorer)[1], REFERENCE).to_dicts() for scorer in ((), (other_policy,)))
     margins = [
         (own["chosen_logprob"] - own["rejected_logprob"]) - (other["chosen_logprob"] - other["rejected_logprob"])
         for own, other in zip(start, ref)
@@ -234,11 +234,11 @@ def test_the_gate_lets_another_start_pass_where_it_is_planned(train, pairs, othe
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_gates_tolerance_is_per_token(pairs, policy, tokenizer, dtype):
-    model = models.load_policy(policy, "float32").eval()
+    model = loading.load_policy(policy, "float32").eval()
     device = torch.device("cpu")
     sequences = [(row["prompt_ids"], row["chosen_ids"]) for row in pairs]
-    exact = models.token_logprobs(model, sequences, 0, device)
-    rejected = models.token_logprobs(model, [(row["prompt_ids"], row["rejected_ids"]) for row in pairs], 0, device)
+    exact = scoring.token_logprobs(model, sequences, 0, device)
+    rejected = scoring.token_logprobs(model, [(row["prompt_ids"], row["rejected_ids"]) for row in pairs], 0, device)
 
     def rows(off):
         """The first pair's chosen side is `off` tolerances per token away from its reference."""
@@ -266,11 +266,11 @@ def test_the_gates_tolerance_is_per_token(pairs, policy, tokenizer, dtype):
 @pytest.mark.parametrize(("dtype", "apart"), [("bfloat16", 0.3), ("float32", 5e-5)])
 @pytest.mark.parametrize("tokens", [1, 2, 4])
 def test_the_gate_lets_short_answers_scatter_as_rounding_lets_them(pairs, policy, tokenizer, dtype, apart, tokens):
-    model, device = models.load_policy(policy, "float32").eval(), torch.device("cpu")
+    model, device = loading.load_policy(policy, "float32").eval(), torch.device("cpu")
     ids = {"prompt_ids": pairs[0]["prompt_ids"], "chosen_ids": [5] * tokens, "rejected_ids": [6] * tokens}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         given = {
-            side: models.token_logprobs(model, [(ids["prompt_ids"], ids[f"{side}_ids"])], 0, device)[0]
+            side: scoring.token_logprobs(model, [(ids["prompt_ids"], ids[f"{side}_ids"])], 0, device)[0]
             for side in ("chosen", "rejected")
         }
 
@@ -288,13 +288,13 @@ def test_the_gate_lets_short_answers_scatter_as_rounding_lets_them(pairs, policy
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, policy, tokenizer, side, monkeypatch):
     monkeypatch.setitem(train_dpo.GATE_MEAN, "bfloat16", 0.02)  # or it would take ten times as many answers
-    model = models.load_policy(policy, "float32").eval()
+    model = loading.load_policy(policy, "float32").eval()
     device, whole = torch.device("cpu"), len(pairs)
     pairs, given = 40 * pairs, {}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for name in ("chosen", "rejected"):
             sequences = [(row["prompt_ids"], row[f"{name}_ids"]) for row in pairs]
-            given[name] = [models.token_logprobs(model, [sequence], 0, device)[0] for sequence in sequences]
+            given[name] = [scoring.token_logprobs(model, [sequence], 0, device)[0] for sequence in sequences]
 
     def rows(off, signs):
         """Every answer of the side is `off` nats per token from its reference."""
@@ -356,10 +356,7 @@ def test_pairs_beyond_the_gates_first_ones_are_caught_by_the_first_loss(
 ):
     # The gate looks at the first pairs only; here those fit and the others belong to other weights.
     monkeypatch.setattr(train_dpo, "GATE_PAIRS", 2)
-    right, wrong = (
-        schemas.read_table(tables(pairs[:4], *scorer)[1], schemas.REFERENCE).to_dicts()
-        for scorer in ((), (other_policy,))
-    )
+    right, wrong = (read_table(tables(pairs[:4], *scorer)[1], REFERENCE).to_dicts() for scorer in ((), (other_policy,)))
     mixed = write(tmp_path / "mixed.parquet", right[:2] + wrong[2:], "REFERENCE")
     assert train(pairs[:4], changed={"reference": mixed})[0] == 2
     assert "gate: the first loss is" in capsys.readouterr().out
@@ -385,7 +382,7 @@ def test_the_trainer_sees_the_pairs_ids_and_nothing_is_appended(train, trainers,
                 sides.append((ids[:start], ids[start:]))
             references = [round(batch[f"ref_{side}_logps"][i].item(), 3) for side in ("chosen", "rejected")]
             seen.append((*sides, *references))
-    known = schemas.read_table(tables(pairs)[1], schemas.REFERENCE).to_dicts()
+    known = read_table(tables(pairs)[1], REFERENCE).to_dicts()
     wanted = [
         (
             (row["prompt_ids"], row["chosen_ids"]),
@@ -471,7 +468,7 @@ def test_a_weight_below_one_uses_that_share_of_a_tables_rows(tables, pairs):
 
 def test_references_stay_with_their_pairs(tables, pairs):
     rows, _ = load(tables, [1.0, 0.5], pairs[4:], pairs)
-    known = {row["pair_id"]: row for row in schemas.read_table(tables(pairs)[1], schemas.REFERENCE).to_dicts()}
+    known = {row["pair_id"]: row for row in read_table(tables(pairs)[1], REFERENCE).to_dicts()}
     for row in rows:
         (pair,) = (pair for pair in pairs if pair["prompt_ids"] == row["prompt_ids"])
         assert row["ref_chosen_logps"] == pytest.approx(known[pair["pair_id"]]["chosen_logprob"], abs=1e-5)
@@ -486,7 +483,7 @@ def test_a_reference_of_other_pairs_is_refused(train, tables, pairs, capsys, par
 
 
 def test_a_reference_with_other_tokens_is_refused(train, tables, write, tmp_path, pairs, capsys):
-    rows = schemas.read_table(tables(pairs[:4])[1], schemas.REFERENCE).to_dicts()
+    rows = read_table(tables(pairs[:4])[1], REFERENCE).to_dicts()
     rows[2]["rejected_tokens"] += 1
     assert train(pairs[:4], changed={"reference": write(tmp_path / "r.parquet", rows, "REFERENCE")})[0] == 2
     error = capsys.readouterr().out
@@ -532,9 +529,9 @@ def test_training_prefers_the_chosen(train, pairs, policy):
     assert manifest["metrics"]["rewards/accuracies"] == 1.0 and manifest["metrics"]["rewards/margins"] > 0.5
 
     def margin(place, row):
-        model = models.load_policy(place, "float32").eval()
+        model = loading.load_policy(place, "float32").eval()
         sequences = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids")]
-        chosen, rejected = models.token_logprobs(model, sequences, 0, torch.device("cpu"))
+        chosen, rejected = scoring.token_logprobs(model, sequences, 0, torch.device("cpu"))
         return chosen - rejected
 
     assert all(margin(folder, row) > margin(policy, row) for row in pairs)
@@ -553,9 +550,9 @@ def test_the_saved_folder_is_a_whole_policy_without_pickles(train, pairs, tokeni
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
     assert manifest["output"] == artifact.verify_model(folder)
-    saved = models.load_tokenizer(folder)
+    saved = loading.load_tokenizer(folder)
     assert saved.chat_template == tokenizer.chat_template
     assert chat.prompt_ids(saved, pairs[0]["messages"]) == pairs[0]["prompt_ids"]
-    assert models.load_policy(folder, "float32").config.use_cache
+    assert loading.load_policy(folder, "float32").config.use_cache
     # The stop tokens travel with the weights.
-    assert chat.stop_ids(saved, models.generation_config(folder)) == chat.stop_ids(tokenizer)
+    assert chat.stop_ids(saved, loading.generation_config(folder)) == chat.stop_ids(tokenizer)

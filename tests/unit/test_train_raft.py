@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scripts import train_raft
-from scripts.lib import artifact, sft
+from scripts.lib.models import sft
+from scripts.lib.stage import artifact
 from scripts.train_raft import best_responses
 
 SETTINGS = {

@@ -8,7 +8,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from scripts import train_reward
-from scripts.lib import artifact, chat, models, schemas
+from scripts.lib.data import tables
+from scripts.lib.models import chat, loading
+from scripts.lib.stage import artifact
 from scripts.make_base import BOS, EOS, TURN_END
 
 SETTINGS = {
@@ -32,7 +34,7 @@ def preference(number, chosen, rejected, question="name one color"):
     messages = [{"role": "user", "content": question}]
     return {
         "pair_id": f"{number:04d}",
-        "prompt_id": schemas.prompt_id(messages),
+        "prompt_id": tables.prompt_id(messages),
         "source": "test",
         "messages": messages,
         "chosen": chosen,
@@ -103,7 +105,7 @@ def test_separable_pairs_are_learnt(train, tokenizer):
     assert metrics["heldout_longer_is_chosen"] == 0
     # The metrics are the saved model's, scored one by one.
     artifact.verify_model(folder)
-    model = models.load_reward(folder, "float32").eval()
+    model = loading.load_reward(folder, "float32").eval()
     with torch.no_grad():
         margins = []
         for row in separable(64, 32):
@@ -136,8 +138,8 @@ def test_padding_gets_a_token_of_its_own(tmp_path, train, tokenizer, save_model,
     ]
     code, manifest, folder = train(rows, rows, init=init, batch_size=4, learning_rate=1e-5)
     assert code == 0
-    saved = models.load_tokenizer(folder)
-    model = models.load_reward(folder, "float32").eval()
+    saved = loading.load_tokenizer(folder)
+    model = loading.load_reward(folder, "float32").eval()
     assert saved.pad_token == train_reward.PAD and saved.pad_token_id == len(tokenizer) == len(saved) - 1
     assert saved.pad_token_id not in chat.stop_ids(saved)
     assert model.config.pad_token_id == saved.pad_token_id
@@ -161,8 +163,8 @@ def test_padding_gets_a_token_of_its_own(tmp_path, train, tokenizer, save_model,
 
 def test_a_padding_token_that_is_distinct_already_stays(train, tokenizer):
     _, _, folder = train(separable(0, 8), separable(8, 2))
-    assert models.load_tokenizer(folder).pad_token_id == tokenizer.pad_token_id
-    assert len(models.load_tokenizer(folder)) == len(tokenizer)
+    assert loading.load_tokenizer(folder).pad_token_id == tokenizer.pad_token_id
+    assert len(loading.load_tokenizer(folder)) == len(tokenizer)
 
 
 def test_long_pairs_are_dropped_on_both_sides_and_counted(train, tokenizer):

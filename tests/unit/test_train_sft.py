@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import train_sft
-from scripts.lib import artifact, chat, models, schemas, sft
+from scripts.lib.data import tables
+from scripts.lib.models import chat, loading, scoring, sft
+from scripts.lib.stage import artifact
 
 SETTINGS = {
     "learning_rate": 1e-2,
@@ -28,7 +30,7 @@ COLORS = ("red", "blue", "green", "gray")
 
 def conversation(number, *turns):
     messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
-    prompt = schemas.prompt_id(messages[:-1])
+    prompt = tables.prompt_id(messages[:-1])
     return {"conversation_id": f"{number:04d}", "prompt_id": prompt, "source": "test", "messages": messages}
 
 
@@ -131,7 +133,7 @@ def test_the_loss_falls_and_the_saved_policy_has_learnt(train, tokenizer, policy
     prompt = chat.prompt_ids(tokenizer, rows[0]["messages"][:1])
     sequence = (prompt, chat.completion_ids(tokenizer, rows[0]["messages"][:1], "red"))
     sums = [
-        models.token_logprobs(models.load_policy(place, "float32"), [sequence], 0, torch.device("cpu"))[0]
+        scoring.token_logprobs(loading.load_policy(place, "float32"), [sequence], 0, torch.device("cpu"))[0]
         for place in (policy, folder)
     ]
     assert sums[1] > -1 > sums[0]

@@ -16,10 +16,11 @@ from trl import SFTConfig
 from trl.trainer.base_trainer import _BaseTrainer
 
 from scripts import score_logprobs
-from scripts.lib import models, trackers, training
-from scripts.lib.digest import ROOT
-from scripts.lib.errors import InputError
-from scripts.lib.stage import Job
+from scripts.lib.models import loading, training
+from scripts.lib.stage import trackers
+from scripts.lib.stage.contract import Job
+from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS, TRAINING
 from tests.unit.test_resume import OFTEN, die_at
@@ -72,7 +73,7 @@ def flash(monkeypatch):
 def test_the_kernel_is_chosen_by_what_is_installed(tmp_path, flash, asked, installed, dtype, device, chosen):
     flash(installed)
     job = a_job(tmp_path, {"dtype": dtype}, attention=asked)
-    assert models.attention(job, device) == chosen
+    assert loading.attention(job, device) == chosen
     assert job.facts == {"attention": chosen}
 
 
@@ -87,20 +88,20 @@ def test_the_kernel_is_chosen_by_what_is_installed(tmp_path, flash, asked, insta
 def test_a_kernel_asked_for_by_name_that_cannot_be_had_is_refused(tmp_path, flash, installed, dtype, device, missing):
     flash(installed)
     with pytest.raises(InputError, match=f"flash_attention_2, which needs {missing}.\nHint: "):
-        models.attention(a_job(tmp_path, {"dtype": dtype}, attention="flash_attention_2"), device)
+        loading.attention(a_job(tmp_path, {"dtype": dtype}, attention="flash_attention_2"), device)
 
 
 def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
     tmp_path, run_stage, steps, policy, write, rollout, tokenizer, monkeypatch
 ):
-    used, load = [], models.load_policy
+    used, load = [], loading.load_policy
 
     def load_policy(*args, **how):
         model = load(*args, **how)
         used.append(model.config._attn_implementation)
         return model
 
-    monkeypatch.setattr(models, "load_policy", load_policy)
+    monkeypatch.setattr(loading, "load_policy", load_policy)
     module, settings, inputs = steps["sft"]
     assert run_stage(module, settings, tmp_path / "model", {"attention": "eager"}, **inputs)[0] == 0
     rows = write(tmp_path / "rollouts.parquet", [rollout("count", 0, "one", tokenizer=tokenizer)], "ROLLOUTS")
@@ -311,7 +312,8 @@ def test_stages_that_do_not_train_import_nothing_of_what_training_needs():
     code = f"""
 import sys
 from scripts import build_pairs, sample_rollouts, score_logprobs, score_reference, score_rollouts
-from scripts.lib import chat, engine_transformers, models, scoring
+from scripts.lib.models import chat, loading, scoring
+from scripts.lib.models.engines import transformers
 print([name for name in {HEAVY} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -352,12 +354,13 @@ def test_checkpointed_activations_are_not_saved_and_change_no_loss(tmp_path, run
 
 
 def test_tokens_are_those_of_the_rows_trained_on_without_padding(tmp_path, run_stage, steps, capsys):
-    from scripts.lib import schemas
+    from scripts.lib.data import tables
+    from scripts.lib.data.schemas.pairs import PAIRS
 
     module, settings, inputs = steps["dpo"]
     runtime = {"train_micro_batch": 2}
     assert run_stage(module, settings, tmp_path / "model", runtime, **inputs)[0] == 0
-    rows = schemas.read_table(inputs["pairs"][0], schemas.PAIRS).to_dicts()
+    rows = tables.read_table(inputs["pairs"][0], PAIRS).to_dicts()
     sides = ("chosen_ids", "rejected_ids")
     epoch = sum(len(row["prompt_ids"]) + len(row[side]) for row in rows for side in sides)
     run = json.loads((tmp_path / "model.run.json").read_text())

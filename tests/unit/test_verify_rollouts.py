@@ -5,7 +5,8 @@ import json
 import pytest
 
 from scripts import verify_rollouts
-from scripts.lib import schemas, world
+from scripts.lib.data import tables, world
+from scripts.lib.data.schemas.rewards import REWARDS
 
 SETTINGS = {"verifier": "world_gold"}
 
@@ -14,7 +15,7 @@ def verify(tmp_path, run_stage, write, rows):
     output = tmp_path / "rewards" / "gold" / "0.parquet"
     rollouts = write(tmp_path / "0.parquet", rows, "ROLLOUTS")
     code, manifest = run_stage(verify_rollouts, SETTINGS, output, rollouts=rollouts)
-    return code, schemas.read_table(output, schemas.REWARDS).to_dicts() if code == 0 else [], manifest
+    return code, tables.read_table(output, REWARDS).to_dicts() if code == 0 else [], manifest
 
 
 def test_every_response_is_scored_in_order_by_its_own_requests(tmp_path, run_stage, write, rollout):

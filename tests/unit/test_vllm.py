@@ -7,9 +7,12 @@ import subprocess
 import pytest
 
 from scripts import check_engine
-from scripts.lib import engine_vllm, schemas
-from scripts.lib.cluster import ROLLOUT_PYTHON
-from scripts.lib.seeds import derive_seed
+from scripts.lib.data import tables
+from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
+from scripts.lib.data.seeds import derive_seed
+from scripts.lib.models.engines import vllm as engine_vllm
+from scripts.lib.planning.cluster import ROLLOUT_PYTHON
 from tests.conftest import ROOT
 from tests.unit.conftest import RUNTIME
 from tests.unit.test_sampling import SETTINGS as PLAIN
@@ -72,7 +75,7 @@ def sample(world, place, first, number, runtime=None, dying=False, **given):
     assert done.returncode == 0, done.stdout + done.stderr
     return (
         done.stderr,
-        schemas.read_table(output, schemas.ROLLOUTS).to_dicts(),
+        tables.read_table(output, ROLLOUTS).to_dicts(),
         json.loads(output.with_suffix(".json").read_text()),
     )
 
@@ -161,7 +164,7 @@ def drawn(rows):
 
 def test_each_prompt_and_k_stands_once_with_its_own_seed(whole, prompts):
     _, rows, manifest = whole
-    table = schemas.read_table(prompts, schemas.PROMPTS)["prompt_id"].to_list()
+    table = tables.read_table(prompts, PROMPTS)["prompt_id"].to_list()
     assert [(row["prompt_id"], row["k"]) for row in rows] == [(prompt, k) for prompt in table for k in range(4)]
     assert [row["seed"] for row in rows] == [derive_seed(1, row["prompt_id"], row["k"]) for row in rows]
     assert [row["temperature"] for row in rows] == [1.0, 1.0, 0.7, 0.7] * 5
@@ -170,7 +173,7 @@ def test_each_prompt_and_k_stands_once_with_its_own_seed(whole, prompts):
 
 
 def test_stop_tokens_are_kept_and_finish_reasons_fit_them(whole, tokenizer):
-    from scripts.lib import chat
+    from scripts.lib.models import chat
 
     stops = chat.stop_ids(tokenizer)
     reasons = {row["finish_reason"] for row in whole[1]}
@@ -212,7 +215,7 @@ def test_greedy_decoding_is_that_of_transformers(world, run_stage):
     settings = SETTINGS | {"engine": "transformers", "k": 1, "temperatures": [0.0]}
     paths = {"policy": world / "sft" / "policy", "prompts": world / "prompts" / "set-1.parquet"}
     assert run_stage(sample_rollouts, settings, output, **paths)[0] == 0
-    assert drawn(ours) == drawn(schemas.read_table(output, schemas.ROLLOUTS).to_dicts())
+    assert drawn(ours) == drawn(tables.read_table(output, ROLLOUTS).to_dicts())
 
 
 def test_the_trainer_sees_the_same_model(whole, world, run_stage):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lib import artifact, stage, work
-from scripts.lib.digest import ROOT
+from scripts.lib.stage import artifact, contract, work
+from scripts.lib.stage.digest import ROOT
 from tests.unit.test_stage import copy, execute, refused
 
 HOLDER = """
@@ -133,7 +133,7 @@ def test_work_of_other_settings_inputs_or_code_is_thrown_away_with_a_message(pla
     if differing == "inputs":
         Path("table.parquet").write_text("other")
     if differing == "code":
-        monkeypatch.setattr(stage, "code_digest", lambda name, engine: "copying:0")
+        monkeypatch.setattr(contract, "code_digest", lambda name, engine: "copying:0")
     assert execute(look(seen), **({"settings": '{"seed": 2}'} if differing == "settings" else {})) == 0
     assert seen == [False]
     assert f"left by a step with other {differing}; starting clean" in capsys.readouterr().err

@@ -1,0 +1,34 @@
+"""A Bradley-Terry reward model: the scalar head's value on the last token, in the model's own chat template."""
+
+from typing import Any
+
+from scripts.lib.data.rewards import Label
+from scripts.lib.models import chat, loading, scoring
+from scripts.lib.stage.contract import Job
+
+
+def label(job: Job, rows: list[dict[str, Any]]) -> list[Label]:
+    """Rewards of rows of rollouts by the job's input `model`, in batches of similar length.
+
+    Counts the responses from which the text of a special token was removed.
+    """
+    device = loading.prepare(job.runtime)
+    tokenizer = loading.load_tokenizer(job.input("model"))
+    kernel = loading.attention(job, device)
+    model = loading.load_reward(job.input("model"), job.settings["dtype"], device, kernel).eval()
+    messages = {row["prompt_id"]: row["messages"] for row in rows}
+    prompts = {key: chat.render(tokenizer, turns, answer_next=True) for key, turns in messages.items()}
+    prompt_ids = {key: chat.encode(tokenizer, text) for key, text in prompts.items()}
+    answers = [chat.without_special(tokenizer, row["response"]) for row in rows]
+    sequences = [
+        prompt_ids[row["prompt_id"]]
+        + chat.completion_ids(tokenizer, row["messages"], answer, prompts[row["prompt_id"]])
+        for row, answer in zip(rows, answers)
+    ]
+    found = scoring.score(
+        job,
+        [len(ids) for ids in sequences],
+        lambda batch: scoring.rewards(model, tokenizer, [sequences[i] for i in batch], device),
+    )
+    job.counts["special_tokens_removed"] = sum(answer != row["response"] for row, answer in zip(rows, answers))
+    return [(reward, {}) for reward in found]

@@ -1,0 +1,57 @@
+"""Fine-tuning on token rows by TRL's SFTTrainer: what SFT and RAFT share."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from scripts.lib.models import loading, lora, rows, training
+from scripts.lib.stage import artifact, contract, ranks
+from scripts.lib.stage.errors import InputError
+
+IGNORED = -100
+
+
+def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
+    """A training row: token ids, and labels that count only where the mask is 1."""
+    return {"input_ids": ids, "labels": [token if counts else IGNORED for token, counts in zip(ids, mask)]}
+
+
+def fine_tune(
+    job: contract.Job,
+    start: Path,
+    tokenizer: Any,
+    items: Any,
+    rows_of: Callable[[Any], Iterable[rows.Row]],
+    device: Any,
+    packing: bool = False,
+) -> int:
+    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns how many rows fit.
+
+    `items` and `rows_of` are those of rows.dataset. With `packing` several rows share a block of `max_length` tokens,
+    by best fit, and none sees another: positions begin anew with each, which keeps attention inside.
+    """
+    longest = job.settings["max_length"]
+    fitting, dropped = rows.dataset(job, items, rows_of, lambda row: len(row["input_ids"]) <= longest)
+    if not len(fitting):
+        raise InputError(f"all {dropped} rows are longer than max_length = {longest} tokens.\nHint: raise it.")
+    kept = rows.packed(job, fitting, longest) if packing else fitting
+    arguments = training.arguments(SFTConfig, job, len(kept), max_length=None, padding_free=packing)
+    model = loading.load_policy(start, **training.model_load_kwargs(job, device))
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        peft_config=lora.config(job.settings["lora"], model, "CAUSAL_LM"),
+        train_dataset=kept,
+        processing_class=tokenizer,
+    )
+    job.metrics |= training.train(trainer, job)
+    trained = training.gather_full_model(trainer, lambda: loading.load_policy(start, job.settings["dtype"]))
+    if not ranks.first():
+        return len(fitting)
+    job.counts |= {"rows_in": len(items), "dropped_too_long": dropped, "rows_trained": len(fitting)}
+    if packing:
+        job.counts["blocks_trained"] = len(kept)
+    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, job.settings["dtype"]))
+    return len(fitting)

@@ -1,0 +1,44 @@
+"""A base model's shape as the configuration says it, against the model's own config.json."""
+
+from typing import Any
+
+from scripts.lib.stage.errors import InputError
+
+# Our key → that of transformers' configurations.
+KEYS = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "vocabulary": "vocab_size",
+    "tied": "tie_word_embeddings",
+    "positions": "max_position_embeddings",
+}
+
+
+def check(said: dict[str, Any] | None, found: dict[str, Any]) -> None:
+    """Raise InputError, naming both values, unless the model's configuration `found` has the shape that was `said`.
+
+    A configuration that leaves out a number of heads or a head's size means what transformers takes then.
+    """
+    if said is None:
+        return
+    own = {"num_key_value_heads": found.get("num_attention_heads"), **found}
+    sizes = {"head_dim": None, **own}
+    wanted = {key: value for key, value in said.items() if value is not None}
+    if sizes["head_dim"] is None and sizes.get("hidden_size") and sizes.get("num_attention_heads"):
+        sizes["head_dim"] = sizes["hidden_size"] // sizes["num_attention_heads"]
+    if "head_size" not in wanted:
+        wanted["head_size"] = wanted["hidden_size"] // wanted["heads"]
+    wrong = [
+        f"shape.{key} = {wanted[key]!r}: the model's {name} is {sizes[name]!r}"
+        for key, name in KEYS.items()
+        if key in wanted and name in sizes and sizes[name] != wanted[key]
+    ]
+    missing = [name for key, name in KEYS.items() if key in wanted and key != "tied" and name not in sizes]
+    if missing:
+        wrong.append(f"the model's config.json has no {', '.join(missing)}")
+    if wrong:
+        raise InputError("\n".join(wrong) + "\nHint: correct `shape`, from which memory is forecast, or `repo`.")

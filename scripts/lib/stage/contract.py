@@ -1,0 +1,233 @@
+"""The contract of every stage: one command line in, one artifact and its manifest out.
+
+A stage is a module `scripts/NAME.py` with `run(job)` and `main(argv)`. It sees only its arguments and the files
+named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last. What an
+interrupted step has finished lies in its work folder (work.py). Of several processes the first keeps the lock and
+writes the manifest (ranks.py).
+Exit codes: 0 done, 1 a bug, 2 bad config or input.
+"""
+
+import argparse
+import atexit
+import gc
+import json
+import os
+import platform
+import resource
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.lib.stage import artifact, ranks, work
+from scripts.lib.stage.digest import FORMAT, code_digest, plumbing_digest
+from scripts.lib.stage.errors import InputError
+from scripts.lib.stage.progress import progress as progress
+
+
+@dataclass
+class Job:
+    """What a stage is asked to do, and what it reports back.
+
+    `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
+    `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
+    say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
+    (headline numbers), `facts` (what may differ between two runs of the same work) and `note` (one line for people).
+    Training curves go into `curves`, what other trackers write beneath `logs`.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    runtime: dict[str, Any]
+    inputs: dict[str, list[Path]]
+    output: Path
+    work: Path
+    curves: Path = Path("tensorboard")
+    logs: Path = Path("logs")
+    made_of: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def input(self, name: str) -> Path:
+        """The only path of input `name`."""
+        (path,) = self.inputs[name]
+        return path
+
+
+def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], argv: list[str] | None) -> int:
+    """Parse the command line, run the stage, write its manifest, and return the exit code.
+
+    `inputs` names the stage's inputs; a name ending in `*` takes any number of paths, one in `?` none or one.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m scripts.{stage}", description=sys.modules[run.__module__].__doc__)
+    parser.add_argument("--settings", required=True, help="JSON: what decides the result")
+    parser.add_argument("--runtime", default="{}", help="JSON: what only decides how it is computed")
+    parser.add_argument("--code", help="code digest that the plan was made with; a mismatch is refused")
+    for name in inputs:
+        many = {"*": "*", "?": "?"}.get(name[-1])
+        parser.add_argument(f"--{name.rstrip('*?')}", type=Path, nargs=many or 1, default=[], required=many is None)
+    parser.add_argument("--output", type=Path, required=True, help="the artifact to write")
+    parser.add_argument("--results", type=Path, help="root of all artifacts (default: the output's folder)")
+    given = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(given)
+    progress(f"# python -m scripts.{stage} {shlex.join(given)}")
+    done: list[str] = []
+    if argv is None:
+        atexit.register(_end_at_once, done)  # the first to come is the last to go: libraries' own handlers run before
+    try:
+        _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
+        done.append(stage)
+    except InputError as error:
+        # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
+        for stream in {sys.stderr, sys.stdout}:
+            print(f"{stage}: {error}", file=stream, flush=True)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end_at_once(done: list[str]) -> None:
+    """End the process of a stage that is done, without taking the interpreter down first.
+
+    Threads of libraries may still let go of a tensor then (gloo's do, pytorch issue 190489); one that asks for the
+    interpreter while that goes down aborts the process, and Snakemake would delete a finished artifact. It also saves
+    a second or two of going through millions of objects.
+    """
+    if done:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, names: list[str]) -> None:
+    started = time.monotonic()
+    # Importing torch allocates millions of objects that stay: collecting among them costs a quarter of the import.
+    gc.set_threshold(100_000)
+    settings = _json(args.settings, "--settings")
+    code = code_digest(stage, settings)
+    if args.code is not None and args.code != code:
+        raise InputError(
+            f"the code changed after the build was planned:\n  planned {args.code}\n  now     {code}\n"
+            "Hint: start Snakemake again; it plans with the new code."
+        )
+    paths = {name.replace("-", "_"): _as_list(getattr(args, name.replace("-", "_"))) for name in names}
+    root = args.results or args.output.parent
+    tail = artifact.stem(args.output).relative_to(root)
+    folder, logs = root / "work" / tail, root / "logs"
+    curves = logs / "tensorboard" / tail
+    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder, curves, logs)
+    ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
+    if not ranks.first():
+        if not ranks.agree(False):
+            run(job)
+        ranks.wait()
+        ranks.leave()
+        return
+    with work.locked(folder) as waited:
+        artifact.sweep(job.output)
+        inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
+        made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
+        job.made_of = made_of
+        made = bool(waited) and _already_made(job.output, made_of)
+        if not made:
+            work.claim(folder, made_of)
+            artifact.manifest_path(job.output).unlink(missing_ok=True)
+        if ranks.agree(made):  # the others may look into the folder from here on
+            job.note = "made by the process that was waited for"
+        else:
+            run(job)
+            results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
+            artifact.write_json(artifact.manifest_path(job.output), {"format": FORMAT, **made_of, **results})
+            artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+        ranks.wait()
+        ranks.leave()
+    print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
+    """Whether the artifact stands there, whole, made of exactly this."""
+    try:
+        manifest = artifact.read_json(artifact.manifest_path(output))
+        same = all(manifest.get(key) == value for key, value in made_of.items())
+        return same and artifact.input_digest(output) == manifest.get("output")
+    except InputError:
+        return False
+
+
+def _run_facts(job: Job, started: float) -> dict[str, Any]:
+    """What this run took: seconds, processor and GPU seconds, MiB at the peak, bytes made, and on what hardware."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    torch = sys.modules.get("torch")
+    on_gpu = ranks.on_gpu(job.runtime.get("device", "cpu"))
+    seen = torch.cuda.device_count() if torch and on_gpu else 0
+    gpus = max(seen, ranks.count()) if seen else 0  # over several nodes, more than this process sees
+    seconds = time.monotonic() - started
+    facts = {
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
+        "cpus": len(os.sched_getaffinity(0)),
+        "processes": ranks.count(),
+        "machine": platform.machine(),
+        "gpus": gpus,
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
+        "bytes": artifact.size(job.output),
+        "runtime": job.runtime,
+        "plumbing": plumbing_digest(),
+    }
+    if torch and gpus:
+        facts |= {
+            "gpu": torch.cuda.get_device_name(0),
+            "gpu_seconds": round(seconds * gpus, 3),
+            "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20),
+        }
+    return artifact.volatile() | facts | job.facts
+
+
+def _described(path: Path, root: Path) -> dict[str, str]:
+    """An input as a manifest names it: relative to the results, so that they can move; sources outside as given.
+
+    Raises InputError if it is missing, or is not what its own manifest says was made.
+    """
+    digest = artifact.input_digest(path)
+    if not path.is_relative_to(root):
+        return {"path": str(path), "sha256": digest}
+    manifest = artifact.manifest_path(path)
+    if path.suffix == ".parquet" and manifest.exists() and artifact.read_json(manifest).get("output") != digest:
+        raise InputError(
+            f"{path}: sha256 is {digest}, which is not what {manifest.name} says was made\n"
+            "Hint: something changed the table after it was made; delete it and let Snakemake make it again."
+        )
+    return {"path": path.relative_to(root).as_posix(), "sha256": digest}
+
+
+def _as_list(value: Any) -> list[Path]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _json(text: str, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{option}: not JSON: {error}\nHint: quote it as the log's first line does.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{option}: expected a JSON object, found {text!r}")
+    return value
+
+
+def offline() -> None:
+    """Keep the Hugging Face libraries off the network: stages read local files only. Call before importing them."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars do not belong into a log; stages report their own progress
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
