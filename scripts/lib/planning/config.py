@@ -1,176 +1,73 @@
-"""Configuration: defaults from the schema, types from the schema, all errors at once.
+"""Configuration: files laid over each other, then one typed whole, with all errors at once.
 
-`resolve` turns what the user wrote into a whole configuration. Nothing is queued before it has passed. The module
-imports neither torch nor Snakemake, so that a plan costs milliseconds.
+The models of scripts/lib/kinds know every key. `resolve` turns what the user wrote into a Config; nothing is queued
+before it has passed. The module imports neither torch nor Snakemake, so that a plan costs milliseconds.
 """
 
-import math
-import re
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
-from scripts.lib.planning import fits
-from scripts.lib.planning.checks import Checks, Config
+from scripts.lib.kinds.config import RENAMED, Config
+from scripts.lib.planning import cluster, complaints, fits
+from scripts.lib.planning.checks import Checks
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import Complaints, ConfigError
 
+Given = dict[str, Any]
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: a tenth of a second of every plan
 PRESETS = ROOT / "config" / "presets"
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-@cache
-def schema() -> dict[str, Any]:
-    """The configuration's JSON Schema."""
-    loaded: dict[str, Any] = yaml.load((ROOT / "config" / "schema.yaml").read_text(), Loader=LOADER)  # noqa: S506
-    return loaded
-
-
-def resolve(given: Config) -> Config:
-    """The whole configuration: `given` over the schema's defaults, numbers typed, references checked.
+def resolve(given: Given, quiet: bool = False) -> Config:
+    """The whole configuration: `given` over the defaults, numbers typed, references checked.
 
     Raises ConfigError that lists every error with its key, its value, what is allowed, and a hint. References are
-    checked once keys and types are right, and whether all fits into memory once they are right too.
+    checked once keys and types are right. Notices of renamed keys go to stderr, unless `quiet`.
     """
-    found = Complaints()
-    given = extended(given, found)
-    config: Config = {} if found else _complete(given, schema(), "", found)
-    if not found:
-        Checks(config, found).everything()
-    if not found:
-        config["results"] = config["results"] or f"results/{config['preset']}"
-        config["run"] = config["run"] or next(iter(config["runs"]))
-        fits.check(Plan(config), found)
-    if found:
-        count = f"{len(found)} error{'s' * (len(found) > 1)}"
-        raise ConfigError(f"config: {count}\n" + "\n".join(f"  - {complaint}" for complaint in found))
+    wrong = Complaints()
+    whole = extended(_modern(given, quiet), wrong, quiet)
+    config: Config | None = None
+    if not wrong:
+        try:
+            config = Config.model_validate(whole, context={"stages": cluster.submitted()})
+        except ValidationError as error:
+            complaints.translate(error, wrong)
+    if config is not None:
+        Checks(config, wrong).everything()
+    if wrong or config is None:
+        raise _refusal(wrong)
     return config
 
 
-def _complete(value: Any, rule: dict[str, Any], key: str, found: Complaints) -> Any:
-    """`value` with defaults filled in and numbers typed as the schema says; what does not fit goes to `found`."""
-    rule = _resolved(rule)
-    if "oneOf" in rule:
-        kinds = {target["properties"]["kind"]["const"]: target for target in map(_resolved, rule["oneOf"])}
-        kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in kinds:
-            found.unknown(f"{key}.kind", kind, f"must be one of {', '.join(kinds)}", kinds)
-            return value
-        rule = kinds[kind]
-    if isinstance(value, dict) and "x-keys-of" in rule:
-        rule = _without_defaults(schema()["$defs"][rule["x-keys-of"]])
-    if isinstance(value, dict) and ("properties" in rule or "additionalProperties" in rule):
-        return _complete_object(value, rule, key, found)
-    if isinstance(value, list) and "items" in rule:
-        before = len(found)
-        value = [_complete(item, rule["items"], f"{key}[{i}]", found) for i, item in enumerate(value)]
-        if len(found) > before:
-            return value
-    value = _typed(value, rule)
-    if isinstance(value, float) and not math.isfinite(value):
-        found.add(key, value, "must be finite", _hint(rule))
-        return value
-    error = next(Draft202012Validator(rule).iter_errors(value), None)
-    if error is not None and error.validator == "enum":
-        found.unknown(key, value, _allowed(error), error.validator_value)
-    elif error is not None:
-        found.add(key, value, _allowed(error), _hint(rule))
-    return value
+def check_memory(config: Config) -> None:
+    """Refuse a build whose steps are forecast not to fit into the memory there is, or only warn of them on stderr.
+
+    `forecast.refuse` decides which. Raises ConfigError that lists every such step, with the changes that would make it
+    fit; they are searched for only here, because the search takes seconds.
+    """
+    wrong = Complaints()
+    fits.check(Plan(config), wrong, mend=config.forecast.refuse)
+    if not wrong:
+        return
+    if config.forecast.refuse:
+        raise _refusal(wrong)
+    for complaint in wrong:
+        print(f"not refused, because forecast.refuse is false: {complaint}", file=sys.stderr)
 
 
-def _complete_object(value: Config, rule: dict[str, Any], key: str, found: Complaints) -> Config:
-    properties, others = rule.get("properties", {}), rule.get("additionalProperties")
-    result: Config = {}
-    for name in rule.get("required", []):
-        if name not in value:
-            found.add(_join(key, name), None, "missing", _hint(_resolved(properties[name])))
-    if len(value) < rule.get("minProperties", 0):
-        found.add(key, None, "is empty", "give it at least one entry.")
-    for raw, item in value.items():
-        name = str(raw)
-        if name in properties:
-            continue
-        if not others:
-            found.unknown(_join(key, name), None, "unknown key", properties)
-        elif "propertyNames" in rule and not re.search(rule["propertyNames"]["pattern"], name):
-            pattern = rule["propertyNames"]["pattern"]
-            found.add(_join(key, name), None, f"the name must match {pattern}", _hint(rule))
-        else:
-            result[name] = _complete(item, others, _join(key, name), found)
-    for name, part in properties.items():
-        if name in value:
-            result[name] = _complete(value[name], part, _join(key, name), found)
-        elif "default" in _resolved(part):
-            result[name] = _complete(_resolved(part)["default"], part, _join(key, name), found)
-    return result
+def _refusal(wrong: Complaints) -> ConfigError:
+    count = f"{len(wrong)} error{'s' * (len(wrong) > 1)}"
+    return ConfigError(f"config: {count}\n" + "\n".join(f"  - {complaint}" for complaint in wrong))
 
 
-def _resolved(rule: dict[str, Any]) -> dict[str, Any]:
-    """A rule with its `$ref` followed; what stands beside the `$ref` wins."""
-    if "$ref" not in rule:
-        return rule
-    target = schema()["$defs"][rule["$ref"].rsplit("/", 1)[-1]]
-    return {**_resolved(target), **{key: value for key, value in rule.items() if key != "$ref"}}
-
-
-def _without_defaults(rule: dict[str, Any]) -> dict[str, Any]:
-    """An object's rule with the same keys, of which none is filled in: for a change of some of them."""
-    properties = {
-        name: {key: value for key, value in _resolved(part).items() if key != "default"}
-        for name, part in rule["properties"].items()
-    }
-    return {**rule, "properties": properties}
-
-
-def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
-
-
-def _typed(value: Any, rule: dict[str, Any]) -> Any:
-    """Numbers as the schema types them: 1 and 1.0 are the same, and YAML's string '1e-6' is a number."""
-    kinds = rule.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if isinstance(value, str) and {"number", "integer"} & set(kinds) and "string" not in kinds:
-        if NUMBER.fullmatch(value):
-            value = float(value)
-    if isinstance(value, bool):
-        return value
-    if "number" in kinds and isinstance(value, int | float):
-        return float(value)
-    if "integer" in kinds and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def _hint(rule: dict[str, Any]) -> str:
-    """The setting's own description, which says what it is for."""
-    return str(rule.get("description", "see config/schema.yaml."))
-
-
-def _allowed(error: Any) -> str:
-    """What a schema error means, in words."""
-    expected = error.validator_value
-    listed = ", ".join(map(str, expected)) if isinstance(expected, list) else str(expected)
-    words = {
-        "type": f"must be {listed.replace(', ', ' or ')}",
-        "enum": f"must be one of {listed}",
-        "minimum": f"must be at least {expected}",
-        "maximum": f"must be at most {expected}",
-        "exclusiveMinimum": f"must be greater than {expected}",
-        "exclusiveMaximum": f"must be less than {expected}",
-        "pattern": f"must match {expected}",
-        "minItems": f"must have at least {expected} entries",
-        "maxItems": f"must have at most {expected} entries",
-    }
-    return words.get(error.validator, error.message)
-
-
-def extended(given: Config, found: Complaints) -> Config:
+def extended(given: Given, wrong: Complaints, quiet: bool = False) -> Given:
     """A configuration laid over the preset that it `extends`, and that over what it extends in turn.
 
     Here and not while files are merged, because Snakemake merges them before the Snakefile can say anything.
@@ -179,39 +76,76 @@ def extended(given: Config, found: Complaints) -> Config:
     while (name := above.pop("extends", None)) is not None:
         known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
         if name not in known:
-            found.unknown("extends", name, "no such file in config/presets", known)
+            wrong.unknown("extends", name, "no such file in config/presets", known)
         elif name in seen:
-            found.add("extends", name, f"goes in a circle: {' -> '.join([*seen, name])}", "end it at a whole preset.")
-        if found:
+            wrong.add("extends", name, f"goes in a circle: {' -> '.join([*seen, name])}", "end it at a whole preset.")
+        if wrong:
             return above
         seen.append(name)
-        above = merge(_read(PRESETS / f"{name}.yaml"), above)
+        above = merge(_read(PRESETS / f"{name}.yaml", quiet), above)
     return above
 
 
-def _read(path: Path) -> Config:
-    read: Config = yaml.safe_load(path.read_text()) or {}
-    return read
-
-
-def load(*paths: Path, said: Config | None = None) -> Config:
+def load(*paths: Path, said: Given | None = None) -> Config:
     """Read and resolve configuration files as the command line would: a preset, then overlays over it.
 
     `said` is what `--config` says, which comes last. Where none names a preset, all lie over config/config.yaml.
     """
-    merged: Config = {}
+    merged: Given = {}
     for path in paths:
         merged = merge(merged, _read(path))
-    merged = merge(merged, said or {})
+    merged = merge(merged, _modern(said or {}))
     if "preset" not in merged and "extends" not in merged:
         merged = merge(_read(ROOT / "config" / "config.yaml"), merged)
     return resolve(merged)
 
 
-def merge(below: Config, above: Config) -> Config:
+def merge(below: Given, above: Given) -> Given:
     """`above` laid over `below`: mappings are merged key by key, everything else is replaced."""
     result = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merge(result[key], value) if both else value
     return result
+
+
+def _read(path: Path, quiet: bool = False) -> Given:
+    return _modern(yaml.load(path.read_text(), Loader=LOADER) or {}, quiet)  # noqa: S506
+
+
+def _modern(given: Given, quiet: bool = False) -> Given:
+    """A copy in which every key is a text and renamed keys have their new names.
+
+    Where both names stand in one block, both are left there, and validation refuses the old one. It is done file by
+    file, so that an overlay may say the old name over a preset that says the new one.
+    """
+    copy: Given = _with_texts_as_keys(given)
+    for (*above, old), new in RENAMED.items():
+        for key, block in _blocks(copy, above):
+            if old in block and new not in block:
+                block[new] = block.pop(old)
+                if not quiet:
+                    _notice(f"{key}.{old} is now called {new}. Hint: rename it; the old name is still read.")
+    return copy
+
+
+def _with_texts_as_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _with_texts_as_keys(item) for key, item in value.items()}
+    return [_with_texts_as_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def _blocks(value: Any, place: list[str], key: str = "") -> list[tuple[str, Given]]:
+    """(key, mapping) of all mappings at a place, in which * is any name."""
+    if not isinstance(value, dict):
+        return []
+    if not place:
+        return [(key, value)]
+    names = [name for name in value if place[0] in ("*", name)]
+    return [wrong for name in names for wrong in _blocks(value[name], place[1:], f"{key}.{name}" if key else name)]
+
+
+@cache
+def _notice(line: str) -> None:
+    """Say a line on stderr, once in a process."""
+    print(line, file=sys.stderr)
