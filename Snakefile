@@ -24,7 +24,7 @@
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
 import sys
 
-from scripts.lib.planning import config as configuration, plan
+from scripts.lib.planning import config as configuration, paths, plan
 from scripts.lib.stage import errors
 
 if "preset" not in config and "extends" not in config:
@@ -32,8 +32,11 @@ if "preset" not in config and "extends" not in config:
     configfile: "config/config.yaml"
 
 
+# A job's own Snakemake reads all this again, with the same configuration: notices and the forecast are for the first.
 try:
-    PLAN = plan.Plan(configuration.resolve(config))
+    PLAN = plan.Plan(configuration.resolve(config, quiet=not workflow.is_main_process))
+    if workflow.is_main_process:
+        configuration.check_memory(PLAN.config)
 except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
 if workflow.is_main_process and (unpinned := PLAN.unpinned()):
@@ -50,21 +53,7 @@ pathvars:
 
 
 wildcard_constraints:
-    base=r"[a-z0-9_]+",
-    benchmark=r"[a-z0-9_]+",
-    block="datasets|prompts",
-    dataset=r"[a-z0-9_]+",
-    n=r"[1-9][0-9]*",
-    pairing=r"[a-z0-9_]+",
-    policy=r"sft/[a-z0-9_]+|runs/[a-z0-9_]+/iter[1-9][0-9]*",
-    prompts=r"[a-z0-9_]+-[1-9][0-9]*",
-    reward=r"[a-z0-9_]+",
-    run=r"[a-z0-9_]+",
-    sampling=r"[a-z0-9_]+",
-    scorer=r"sft/[a-z0-9_]+|runs/[a-z0-9_]+/iter[1-9][0-9]*",
-    sft=r"[a-z0-9_]+",
-    shard=r"[0-9]+",
-    source=r"[a-z0-9_]+(-[1-9][0-9]*)?",
+    **paths.WILDCARDS,
 
 
 rule all:
@@ -74,6 +63,7 @@ rule all:
 
 
 include: "rules/common.smk"
+include: "rules/stage.smk"
 include: "rules/data.smk"
 include: "rules/base.smk"
 include: "rules/sft.smk"
@@ -84,6 +74,9 @@ include: "rules/policy.smk"
 include: "rules/evaluation.smk"
 include: "rules/upkeep.smk"
 include: "rules/targets.smk"
+
+
+planned(wiring.check, PLAN, wired())
 
 
 # What is planned may be looked at without any environment; a build is refused before its first job.

@@ -1,14 +1,14 @@
-"""What every rule's params are made of.
+"""What the rules ask the plan for: inputs by role, wildcard constraints, and what a job's params are made of.
 
-`settings` and `code` are recorded by Snakemake and decide what runs again; `runtime` and `results` are not recorded.
+`settings` and `code` are recorded by Snakemake and decide what runs again; everything else is not recorded.
 """
 
-import re
+import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, settings as decisive
+from scripts.lib.planning import cluster, paths, wiring
+from scripts.lib.planning.cards import CARDS
 from scripts.lib.stage.artifact import canonical_json
-from scripts.lib.stage.digest import code_digest
 
 
 def planned(question, *args, **kwargs):
@@ -32,19 +32,6 @@ class Unrecorded:
         return "…"  # all that is recorded of it inside a list
 
 
-def runtime(rule):
-    """Runtime keys of a rule that trains, with how its processes share the model."""
-    own = {"strategy": cluster.needs(PLAN.config, rule)["strategy"]}
-    return Unrecorded(canonical_json({**PLAN.config["runtime"], **own}))
-
-
-def shape(wildcards):
-    """A base's shape: it is held against the model, and correcting it makes nothing again."""
-    said = PLAN.config["bases"][wildcards.base].get("shape")
-    return Unrecorded(canonical_json({"shape": said}))
-
-
-RUNTIME = Unrecorded(canonical_json(PLAN.config["runtime"]))
 RESULTS = Unrecorded(PLAN.root)
 
 # The profile for a cluster names a file with what only the site knows; without one, steps run on this machine.
@@ -61,71 +48,145 @@ if "site" in NAMED:
     planned(cluster.use_scratch, SITE)
 
 
-def unready(paths):
+def unready(artifacts):
     """What is wrong with the interpreters that making these artifacts would start."""
-    return cluster.unready(PLAN.config, SITE, PLAN.samples_by("vllm", paths), CONDA)
+    return cluster.unready(PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA)
 
 
-def ready(paths):
+def ready(artifacts):
     """Refuse a build of these artifacts whose interpreters cannot be started."""
-    if found := unready(paths):
+    if lines := unready(artifacts):
         raise errors.ConfigError(
-            "\n".join(["not ready to run:", *(f"  - {line}" for line in found)])
+            "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
         )
 
 
-def threads(rule):
-    """Cores of a rule's job."""
-    return cluster.threads(PLAN.config, rule, SITE)
+# Of a rule: what it reads, and which values of its wildcards are its own
 
 
-def needs(rule):
-    """Resources of a rule's job."""
-    return cluster.resources(PLAN.config, rule, SITE)
+def inputs(stage):
+    """Input function: what a stage's card reads, by role.
 
-
-def launch(rule, *engine):
-    """The words in front of a stage's module that start its process, or its processes."""
-    return Unrecorded(cluster.launch(PLAN.config, rule, SITE, *engine, conda=CONDA))
-
-
-def settings(stage):
-    """Params function: the stage's canonical settings for a job's wildcards."""
-    return lambda wildcards: planned(decisive.of, PLAN, stage, **wildcards)
-
-
-def code(stage):
-    """Params function: the digest of the code that a job runs."""
-    return lambda wildcards: code_digest(
-        stage, planned(decisive.of_stage, PLAN, stage, **wildcards)
-    )
-
-
-def source_files(block, name):
-    """Params function: the local files of an entry of a config block, under the wildcard that names it.
-
-    No inputs, since Snakemake compares inputs by name: files that moved would send everything beneath them running. Their
-    digests stand in the settings, and the stage compares them with what it reads.
+    A folder is `ancient` and comes with its digests, which are the dependency: the same bytes made again, or weights
+    that were pruned, run nothing.
     """
-    return lambda wildcards: [
-        Unrecorded(path)
-        for path in planned(
-            PLAN.source_files, block, getattr(wildcards, name).rsplit("-", 1)[0]
+
+    def of_job(wildcards):
+        roles = {}
+        for role, read in planned(PLAN.roles, stage, wildcards).items():
+            listed = [read] if isinstance(read, str) else read
+            folders = [path for path in listed if paths.is_folder(path)]
+            given = [ancient(path) if path in folders else path for path in listed]
+            roles[role] = given[0] if isinstance(read, str) else given
+            if folders:
+                digests = [f"{path}.sha256" for path in folders]
+                roles[f"{role}_digests"] = (
+                    digests[0] if isinstance(read, str) else digests
+                )
+        return roles
+
+    return of_job
+
+
+def made_by(stage):
+    """Wildcard constraints of a stage that shares its paths with others: the names that its card makes."""
+    return planned(wiring.constraints, PLAN, stage)
+
+
+def wired():
+    """What Snakemake knows of the rules that make artifacts, for the check against their cards."""
+    facts = {}
+    for each in workflow.rules:
+        outputs = dict(getattr(rules, each.name).output.items())
+        if "artifact" in outputs:
+            said = {key: str(path) for key, path in outputs.items()}
+            facts[each.name] = wiring.Wired(said, dict(each.wildcard_constraints))
+    return facts
+
+
+# Of a job: its params and resources. The stage is known by what it makes or by the rule's name, so no rule names it
+
+
+def maker(job):
+    """(stage, wildcards) of a job by the artifact that it makes; `job` is what Snakemake tells a params function."""
+    if not job["output"]:
+        raise WorkflowError(
+            "`stage` makes nothing: all stages take it over. Hint: ask for a file or a target."
         )
-    ]
+    return planned(PLAN.maker, job["output"][0])
 
 
-def only(names):
-    """Wildcard constraint that matches exactly these names, and nothing if there are none."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+# Keyword arguments by name would count as derived from the output, and Snakemake records no derived params.
+def settings(wildcards, **job):
+    """Params function: what decides the result, as one canonical string."""
+    return planned(PLAN.settings_json, *maker(job))
 
 
-def of_kind(block, *kinds):
-    """Constraint for the names in a config block that are of one of these kinds."""
-    return only(
-        name for name, entry in PLAN.config[block].items() if entry["kind"] in kinds
-    )
+def code(wildcards, **job):
+    """Params function: the digest of the code that the job runs."""
+    return planned(PLAN.code, *maker(job))
 
 
-# The next iteration waits for these; an evaluation waits for nobody.
+def runtime(wildcards, output):
+    """Params function: what only decides how fast the result comes."""
+    said = cluster.runtime(PLAN, *maker({"output": output}))
+    return Unrecorded(canonical_json(said))
+
+
+def launch(wildcards, output):
+    """Params function: the words that start a stage's process, or its processes."""
+    stage, values = maker({"output": output})
+    words = cluster.launch(PLAN, stage, values, SITE, conda=CONDA)
+    return Unrecorded(f"{words} scripts.{stage}")
+
+
+def arguments(wildcards, input, output):
+    """Params function: the stage's inputs as options of its command line, each value quoted.
+
+    Sources from outside are no inputs of the rule: Snakemake compares inputs by name, so files that moved would send
+    everything beneath them running. Their digests stand in the settings, and the stage compares them with what it reads.
+    """
+    stage, values = maker({"output": output})
+    words = []
+    if CARDS[stage].sources:
+        words += ["--source", *planned(CARDS[stage].sources, PLAN, values)]
+    for role, read in planned(PLAN.roles, stage, values).items():
+        given = [read] if isinstance(read, str) else read
+        if [str(path) for path in given] != listed(input, role):
+            raise WorkflowError(
+                f"card {stage}: inputs: the rule's input {role!r} is not what the card says.\n"
+                f'Hint: write `input: unpack(inputs("{stage}"))`.'
+            )
+        words += [f"--{role.replace('_', '-')}", *given]
+    return Unrecorded(shlex.join(words))
+
+
+def listed(input, role):
+    """The files of one of a job's named inputs."""
+    files = input.get(role, [])
+    return [files] if isinstance(files, str) else list(files)
+
+
+def threads(wildcards, rulename):
+    """Cores of a rule's job."""
+    return cluster.threads(PLAN.config, rulename, SITE) if rulename in CARDS else 1
+
+
+def priority(wildcards, rulename):
+    """The next iteration waits for some steps; an evaluation waits for nobody."""
+    first = rulename in CARDS and CARDS[rulename].first
+    return CRITICAL_PATH_PRIORITY if first else 0
+
+
 CRITICAL_PATH_PRIORITY = 10
+
+
+def resource(name):
+    """Resource function: one of Snakemake's resources of a rule's job; None leaves it out."""
+
+    def of_attempt(wildcards, attempt, rulename):
+        if rulename not in CARDS:
+            return 0  # `stage` itself, which makes nothing
+        return cluster.resources(PLAN.config, rulename, SITE, attempt).get(name)
+
+    return of_attempt

@@ -26,7 +26,7 @@ rule report:
         lambda wildcards: planned(PLAN.target, "report"),
 
 
-for n in range(1, PLAN.config["runs"][PLAN.config["run"]]["iterations"] + 1):
+for n in range(1, PLAN.iterations + 1):
     for stage in STAGES:
 
         rule:
@@ -44,4 +44,4 @@ rule no_such_iteration:
         touch("iter{n}_{stage}"),
     wildcard_constraints:
         n="[0-9]+",
-        stage=only([*STAGES, "weights"]),
+        stage=wiring.only([*STAGES, "weights"]),

@@ -25,7 +25,7 @@ rule prune:
     conda:
         "../envs/train.yaml"
     params:
-        config=canonical_json(PLAN.config),
+        config=canonical_json(PLAN.config.model_dump(mode="json")),
     shell:
         "python -m scripts.prune_weights --config {params.config:q} 2> {log:q}"
 
@@ -33,7 +33,7 @@ rule prune:
 # Weights that were pruned, trained again. On a GPU their bytes may differ from before; then the .sha256 differs and
 # what was made from them is planned by the next `snakemake all`. Within one invocation Snakemake cannot know that the
 # bytes will be the same and runs what lies between the iterations too; `make phases TARGET=weights` does not.
-for n in range(1, PLAN.config["runs"][PLAN.config["run"]]["iterations"] + 1):
+for n in range(1, PLAN.iterations + 1):
 
     rule:
         name:
@@ -44,12 +44,7 @@ for n in range(1, PLAN.config["runs"][PLAN.config["run"]]["iterations"] + 1):
 
 rule weights:
     input:
-        [
-            planned(PLAN.target, "weights", n)
-            for n in range(
-                1, PLAN.config["runs"][PLAN.config["run"]]["iterations"] + 1
-            )
-        ],
+        [planned(PLAN.target, "weights", n) for n in range(1, PLAN.iterations + 1)],
 
 
 rule audit:

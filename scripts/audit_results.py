@@ -1,7 +1,7 @@
-"""`snakemake audit`: does every artifact on disk agree with the plan? What differs is told in words.
+"""`snakemake audit`: checks whether every artifact on disk agrees with the plan, and prints what differs.
 
-Snakemake decides by its own records in .snakemake and trusts files that it has no record of. Where the records were
-lost, or the results came from elsewhere without them, the manifests still say what each artifact was made with.
+Snakemake decides by its own records in .snakemake and trusts files of which it has no record. If the records were
+lost, or the results were copied here without them, the manifests still say what each artifact was made with.
 """
 
 import argparse
@@ -17,25 +17,25 @@ def main(argv: list[str] | None = None) -> int:
     """Print what differs; 0 where nothing does, 2 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m scripts.audit_results", description=__doc__)
     parser.add_argument("--configfile", nargs="*", type=Path, default=[], help="a preset, overlays; as for Snakemake")
-    parser.add_argument("--config", default="{}", help="JSON: what lies over them")
+    parser.add_argument("--config", default="{}", help="JSON: settings that override them")
     args = parser.parse_args(argv)
     plan = Plan(config.load(*args.configfile, said=json.loads(args.config)))
     artifacts = plan.artifacts(*plan.asked("all"))
-    there = [path for path in artifacts if audit.made(path)]
-    differ = {path: words for path in there if (words := audit.differences(plan, path))}
+    built = [path for path in artifacts if audit.made(path)]
+    differ = {path: words for path in built if (words := audit.differences(plan, path))}
     for path, words in differ.items():
         print(f"{path}: {'; '.join(words)}")
-    notes = [f"{len(artifacts) - len(there)} of {len(artifacts)} not made yet"] if len(there) < len(artifacts) else []
-    pruned = sum(audit.pruned(plan, path) for path in there)
+    notes = [f"{len(artifacts) - len(built)} of {len(artifacts)} not made yet"] if len(built) < len(artifacts) else []
+    pruned = sum(audit.pruned(plan, path) for path in built)
     notes += [f"weights of {pruned} pruned"] if pruned else []
-    more = f" ({'; '.join(notes)})" if notes else ""
+    remarks = f" ({'; '.join(notes)})" if notes else ""
     if not differ:
-        print(f"{len(there)} artifacts agree with the plan{more}")
+        print(f"{len(built)} artifacts agree with the plan{remarks}")
         return 0
-    print(f"{len(differ)} of {len(there)} artifacts differ from the plan{more}")
+    print(f"{len(differ)} of {len(built)} artifacts differ from the plan{remarks}")
     print(
-        "Hint: Snakemake makes again what its records in .snakemake say differs. Where it lists nothing, delete the "
-        "manifests (X.json) of these artifacts and run `snakemake all`, or restore what they were made with."
+        "Hint: Snakemake rebuilds what differs from its records in .snakemake. If `snakemake -n all` lists nothing, "
+        "delete the manifests (X.json) of these artifacts and run `snakemake all`, or restore what they were made with."
     )
     return 2
 

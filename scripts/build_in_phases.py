@@ -1,9 +1,10 @@
-"""A target in phases, each a new invocation of Snakemake: sft, reward, iter1_policy, iter2_policy, …, the target.
+"""Builds a target in phases, each its own Snakemake invocation: sft, reward, iter1_policy, iter2_policy, …, the target.
 
     python -m scripts.build_in_phases all --configfile beta.yaml --config run=main
 
-In one invocation all that lies beneath a job that ran runs too. Between two, Snakemake compares bytes: a step that was
-made again with the same result sends nothing of the next phases running. Options go to Snakemake as they are.
+Within one invocation, everything downstream of a job that runs is run too. Between invocations Snakemake compares
+contents: if a step is rebuilt with the same result, the next phases rerun nothing because of it. Options are passed to
+Snakemake unchanged.
 """
 
 import re
@@ -14,28 +15,29 @@ ITERATION = re.compile(r"iter([1-9][0-9]*)_(\w+)")
 
 
 def phases(target: str, known: list[str]) -> list[str]:
-    """The targets to build in order, of those that Snakemake knows for the chosen run; `target` comes last.
+    """The targets to build, in order, out of those that Snakemake knows for the chosen run; `target` comes last.
 
-    Before a target of iteration N only what precedes it is built; `weights` goes through the folders themselves.
+    Before a target of iteration N only what precedes it is built; a `weights` target goes through the iterations'
+    `weights` targets instead of their policies.
     """
     stage = "weights" if target.endswith("weights") else "policy"
-    found = sorted(
+    iterations = sorted(
         (int(match[1]), name) for name in known if (match := ITERATION.fullmatch(name)) and match[2] == stage
     )
     asked = ITERATION.fullmatch(target)
-    before = [name for n, name in found if asked is None or n < int(asked[1])]
+    before = [name for n, name in iterations if asked is None or n < int(asked[1])]
     order = ["sft", "reward", *before]
     return [*(order[: order.index(target)] if target in order else order), target]
 
 
 def snakemake(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Snakemake with these arguments; only the list of targets is caught, all else goes to the terminal."""
+    """Run Snakemake with these arguments; only the list of targets is captured, all else goes to the terminal."""
     listing = subprocess.PIPE if "--list-target-rules" in arguments else None
     return subprocess.run(["snakemake", *arguments], stdout=listing, text=True, check=False)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build the target named first, with all further arguments as options for Snakemake; its exit code on a failure."""
+    """Build the target named first, passing all other arguments to Snakemake; return its exit code if it fails."""
     given = sys.argv[1:] if argv is None else argv
     if not given or given[0].startswith("-"):
         print(__doc__)

@@ -1,41 +1,37 @@
-"""What made an artifact, down to data sets, prompts and base models with their licences: read from its manifests.
+"""What an artifact was made from, down to data sets, prompts and base models with their licences.
 
     python -m scripts.lineage results/tiny/runs/main/iter3/policy [--json]
 
-One line for each artifact: its path in the results, stage, settings, counts, licence, digest, and when and on which
-commit it was made. Settings and counts of zero, and details of training, are left out; `--json` has all of them.
-An artifact whose digest is no longer the one that its reader recorded is marked.
+Reads the manifests and prints one line per artifact: its path in the results, stage, settings, counts, licence, digest,
+and when and at which commit it was made. Zeros and minor settings are omitted; `--json` has everything. An artifact
+whose digest differs from what its reader recorded is marked.
 """
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.planning import paths
+from scripts.lib.planning.cards import CARDS
 from scripts.lib.stage import artifact
 from scripts.lib.stage.digest import file_sha256
 from scripts.lib.stage.errors import InputError
 
-# Where an artifact stands beneath the results, without its ending; the grammar stands at the top of the Snakefile.
-POLICY = r"(sft/\w+|runs/\w+/iter\d+)"
-PLACE = re.compile(
-    r"base/\w+/model|reward/\w+/model|source/\w+/\w+(-\d+)?/files|prompts/\w+-\d+|report"
-    rf"|data/\w+(/pairs/\w+(/reference/(nf4/)?{POLICY})?)?|{POLICY}/(policy|eval/\w+|rollouts/\w+/.+)"
-)
-# Settings that decide the result, but that nobody asks for first.
+# Settings that affect the result but are too detailed for the one-line summary.
 DETAILS = {
     "adam_beta2", "chat_template_sha256", "confidence", "dtype", "files", "initializer_range", "kind", "license",
-    "max_prompt_tokens", "resamples", "schedule", "first", "prompts", "top_p", "warmup_ratio", "weight_decay",
+    "max_prompt_tokens", "resamples", "schedule", "first", "prompts", "templates", "top_p", "warmup_ratio",
+    "weight_decay",
 }  # fmt: skip
 WIDTH = 40
 
 
 @dataclass(frozen=True)
 class Read:
-    """One artifact as the reader of it recorded it; `agrees` is None for a source file, which has no manifest."""
+    """One input as its reader recorded it; `agrees` is None for a source file, which has no manifest."""
 
     path: str
     name: str
@@ -45,7 +41,7 @@ class Read:
 
 @dataclass
 class Node:
-    """One artifact: its manifest ({} for a source file from outside), facts of its run, and what it was made from."""
+    """One artifact: its manifest ({} for a source file from outside), its run facts, and its inputs."""
 
     path: str
     manifest: dict[str, Any]
@@ -54,9 +50,13 @@ class Node:
 
 
 def results_root(path: Path) -> Path:
-    """The results that an artifact lies in: the topmost folder beneath which its place is one of the grammar's."""
+    """The results folder of an artifact: the topmost parent below which its path matches the grammar.
+
+    Raises InputError if there is none.
+    """
+    places = [paths.pattern(card.output.partition(".")[0]) for card in CARDS.values()]
     for folder in reversed(path.parents):
-        if PLACE.fullmatch(path.relative_to(folder).as_posix()):
+        if any(place.fullmatch(path.relative_to(folder).as_posix()) for place in places):
             return folder
     raise InputError(
         f"{path}: not the place of an artifact\n"
@@ -65,32 +65,39 @@ def results_root(path: Path) -> Path:
 
 
 def read_manifest(stem: Path, why: str) -> dict[str, Any]:
-    """The manifest of the artifact X at `stem`. Raises InputError that says why it was wanted."""
+    """The manifest of the artifact X at `stem`.
+
+    Raises InputError if it is missing, saying `why` it is needed, or if it is not a manifest.
+    """
     path = artifact.manifest_path(stem)
     if not path.is_file():
-        raise InputError(f"{path}: no such manifest, {why}\nHint: run Snakemake for it; without it nothing is known.")
-    found = artifact.read_json(path)
-    if missing := [key for key in ("stage", "settings", "inputs", "output", "counts", "metrics") if key not in found]:
+        raise InputError(
+            f"{path}: no such manifest; {why}\n"
+            "Hint: run Snakemake to build the artifact; its lineage is unknown without the manifest."
+        )
+    manifest = artifact.read_json(path)
+    keys = ("stage", "settings", "inputs", "output", "counts", "metrics")
+    if missing := [key for key in keys if key not in manifest]:
         raise InputError(f"{path}: not a manifest: it has no {', '.join(missing)}\nHint: delete it and run Snakemake.")
-    return found
+    return manifest
 
 
 def named(root: Path, stem: str) -> str:
-    """Path of the artifact X beneath the results: a folder of weights stays X, even if it was pruned."""
+    """Path of the artifact X relative to the results: X for weights, even pruned ones, else X with its suffix."""
     if artifact.digests_path(root / stem).exists():
         return stem
     return f"{stem}.html" if (root / f"{stem}.html").exists() else f"{stem}.parquet"
 
 
 def gather(path: Path) -> tuple[Path, dict[str, Node]]:
-    """(results root, everything that the artifact at `path` was made from by path, the artifact itself first).
+    """(results root, by path the artifact at `path` and everything that it was made from; the artifact comes first).
 
-    Raises InputError for a path that is no artifact, and for a manifest that is missing or cannot be read.
+    Raises InputError for a path that is not an artifact's, or a manifest that is missing or unreadable.
     """
     stem = artifact.stem(path.resolve())
     root = results_root(stem)
     nodes: dict[str, Node] = {}
-    pending = [(stem.relative_to(root).as_posix(), "and it is what you asked about")]
+    pending = [(stem.relative_to(root).as_posix(), "the artifact you asked about needs it")]
     while pending:
         stem_of, why = pending.pop()
         name = named(root, stem_of)
@@ -106,16 +113,16 @@ def gather(path: Path) -> tuple[Path, dict[str, Node]]:
                     nodes.setdefault(entry["path"], Node(entry["path"], {}))
                     continue
                 below = artifact.stem(Path(entry["path"])).as_posix()
-                pending.append((below, why := f"though {name} was made from it"))
+                pending.append((below, why := f"{name} was made from it"))
                 whole = read_manifest(root / below, why)
-                # The report reads manifests themselves, everything else reads what they describe.
+                # The report's inputs are manifests; those of other stages are the artifacts that manifests describe.
                 now = file_sha256(root / entry["path"]) if entry["path"].endswith(".json") else whole["output"]
                 node.inputs.append(Read(named(root, below), role, entry["sha256"], now == entry["sha256"]))
     return root, nodes
 
 
 def shown(values: dict[str, Any]) -> str:
-    """The scalars and short lists of a mapping for one line; zeros, nulls and details are left out."""
+    """The scalars and short lists of a mapping on one line, without zeros, nulls and DETAILS."""
     parts = []
     for key, value in values.items():
         if key in DETAILS or not value or isinstance(value, dict):
@@ -131,19 +138,19 @@ def shown(values: dict[str, Any]) -> str:
 
 
 def scalar(value: Any) -> str:
-    """One setting or count for people."""
+    """One setting or count, formatted for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def label(paths: list[str]) -> str:
-    """One path, or `folder/*.parquet` of several shards."""
+    """One path, or `folder/*.parquet` for several shards."""
     return paths[0] if len(paths) == 1 else f"{paths[0].rsplit('/', 1)[0]}/*.parquet"
 
 
 def describe(nodes: list[Node]) -> str:
-    """The line of one artifact, or of several shards that differ in their number only."""
+    """The line for one artifact, or for several shards that differ only in their number."""
     first = nodes[0].manifest
     if not first:
         return f"{nodes[0].path}  source file"
@@ -165,14 +172,14 @@ def describe(nodes: list[Node]) -> str:
 
 
 def groups(reads: list[Read], nodes: dict[str, Node]) -> list[list[Read]]:
-    """What was read, each artifact once, with the shards of one kind and equal settings in one group."""
+    """What was read, each artifact once; shards of one folder, stage and settings form one group."""
     merged: dict[str, Read] = {}
     for read in reads:
         before = merged.get(read.path)
-        # An artifact that is read in two roles is changed if either reader says so.
+        # An artifact that is read in two roles counts as changed if either entry says so.
         if before is None or (before.agrees and not read.agrees):
             merged[read.path] = read
-    found: dict[tuple[str, ...], list[Read]] = {}
+    by_key: dict[tuple[str, ...], list[Read]] = {}
     for read in merged.values():
         folder, _, name = read.path.removesuffix(".parquet").rpartition("/")
         manifest = nodes[read.path].manifest
@@ -180,42 +187,42 @@ def groups(reads: list[Read], nodes: dict[str, Node]) -> list[list[Read]]:
         if name.isdecimal() and manifest:
             same = {k: v for k, v in manifest["settings"].items() if k not in ("first", "prompts")}
             key = (folder, manifest["stage"], artifact.canonical_json(same))
-        found.setdefault(key, []).append(read)
-    return list(found.values())
+        by_key.setdefault(key, []).append(read)
+    return list(by_key.values())
 
 
 Line = tuple[str, list[Any]]
 
 
 def lines(group: list[Read], nodes: dict[str, Node], above: set[str]) -> list[Line]:
-    """(text, what stands beneath it) of a group: what is new in full, what stands `above` already by name."""
+    """(text, lines beneath it) of a group: new artifacts in full, those already in `above` by name only."""
     new = [read for read in group if read.path not in above]
     old = [read for read in group if read.path in above]
-    found: list[Line] = []
+    result: list[Line] = []
     if new:
         above.update(read.path for read in new)
         here = [nodes[read.path] for read in new]
         parts = groups([read for node in here for read in node.inputs], nodes)
-        found.append((describe(here) + changed(new), [line for part in parts for line in lines(part, nodes, above)]))
+        result.append((describe(here) + changed(new), [line for part in parts for line in lines(part, nodes, above)]))
     if old:
-        found.append((f"{label([read.path for read in old])}  (above){changed(old)}", []))
-    return found
+        result.append((f"{label([read.path for read in old])}  (above){changed(old)}", []))
+    return result
 
 
 def changed(reads: list[Read]) -> str:
-    """The mark of what is no longer what its reader recorded; empty if all is."""
-    found = [read for read in reads if read.agrees is False]
-    if not found:
+    """The mark of artifacts that differ from what their reader recorded; empty if none does."""
+    differing = [read for read in reads if read.agrees is False]
+    if not differing:
         return ""
-    which = f"as {found[0].sha256[:8]}" if len(reads) == 1 else f"({len(found)} of {len(reads)} shards)"
+    which = f"as {differing[0].sha256[:8]}" if len(reads) == 1 else f"({len(differing)} of {len(reads)} shards)"
     return f"  CHANGED SINCE it was read {which}"
 
 
-def draw(found: list[Line], before: str = "") -> list[str]:
-    """Lines with the branches of a tree before them."""
+def draw(branches: list[Line], before: str = "") -> list[str]:
+    """Lines of a tree, with its branches drawn in front."""
     drawn = []
-    for i, (text, below) in enumerate(found):
-        last = i == len(found) - 1
+    for i, (text, below) in enumerate(branches):
+        last = i == len(branches) - 1
         drawn.append(f"{before}{'└── ' if last else '├── '}{text}")
         drawn += draw(below, before + ("    " if last else "│   "))
     return drawn
@@ -229,12 +236,12 @@ def tree(nodes: dict[str, Node]) -> str:
     count = sum(read.agrees is False for node in nodes.values() for read in node.inputs)
     if count:
         drawn += ["", f"{count} input{'s' * (count > 1)} changed after being read: what was made from it is outdated."]
-        drawn += ["Hint: `snakemake -n all` shows what would be made again."]
+        drawn += ["Hint: `snakemake -n all` shows what would be rebuilt."]
     return "\n".join(drawn)
 
 
 def graph(root: Path, nodes: dict[str, Node]) -> dict[str, Any]:
-    """The whole graph for machines: nodes with manifests and run facts, edges from what was read to its reader."""
+    """The whole graph, machine-readable: nodes with manifests and run facts, edges from each input to its reader."""
     return {
         "results": str(root),
         "nodes": [{"path": node.path, "manifest": node.manifest, "run": node.run} for node in nodes.values()],

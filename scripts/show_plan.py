@@ -1,7 +1,7 @@
-"""`make plan`: what `snakemake TARGET` would do and why, in a page: jobs, first causes, what is shared, memory, time.
+"""`make plan`: what `snakemake TARGET` would do and why, on one page: jobs, root causes, sharing, memory and time.
 
-Asks Snakemake itself by a dry run, and explains its answer from the manifests. Takes the target first, then any of
-Snakemake's options (--configfile, --config, …).
+Runs Snakemake's own dry run and explains it from the manifests. Takes the target first, then any of Snakemake's
+options (--configfile, --config, …).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from scripts.lib.stage.errors import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the page; Snakemake's own words and exit code where it fails."""
+    """Print the page; if Snakemake fails, pass on its output and exit code."""
     given = sys.argv[1:] if argv is None else argv
     if set(given) & {"-h", "--help"}:
         print(f"usage: python -m scripts.show_plan [TARGET …] [any option of Snakemake]\n\n{__doc__}")
@@ -36,19 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     jobs, plan = explain.planned(dry_run.stdout), _plan(options)
     targets = []
     for target in options.targets or ["all"]:
-        with contextlib.suppress(ConfigError):  # a target that makes no artifact shares none
+        with contextlib.suppress(ConfigError):  # a target without artifacts shares none
             targets += plan.asked(target)
     overlooked = explain.overlooked(plan, targets, jobs)
     if not jobs:
         print("Nothing would run.", *overlooked, sep="\n")
         return 0
-    print(f"{explain.jobs_in_words(len(jobs))} would run, by the policy that their results lie beneath:\n")
+    print(f"{explain.jobs_in_words(len(jobs))} would run, grouped by policy:\n")
     print("\n".join(explain.table(plan, jobs)))
     print("\nwhy:", *explain.causes_in_words(explain.causes(plan, jobs)), *overlooked, sep="\n  ")
     if shared := explain.shared(plan, targets, jobs):
         print("\nshared:", *shared, sep="\n  ")
     if forecast := Forecast(plan).lines(job.artifact for job in jobs):
-        print("\nforecast, of what needs most:", *forecast, sep="\n  ")
+        print("\nforecast for the most demanding jobs:", *forecast, sep="\n  ")
     print(f"\n{explain.cost_in_words(explain.cost(plan, targets, jobs), len(jobs))}")
     return 0
 
@@ -57,12 +57,12 @@ def _options(given: list[str]) -> Any:
     """The command line as Snakemake parses it, profile included."""
     from snakemake.cli import parse_args
 
-    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile, as the dry run has done
+    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile, as the dry run did already
         return parse_args(given)[1]
 
 
 def _plan(options: Any) -> Plan:
-    """The plan that the Snakefile makes of these options."""
+    """The plan that the Snakefile makes from these options."""
     from snakemake.cli import parse_config
 
     return Plan(config.load(*(options.configfile or ()), said=parse_config(options.config)))

@@ -1,9 +1,9 @@
-"""Whether everything under the results is what its manifest says: every byte of every table and of all weights.
+"""Checks every byte of every table and of all weights under the results against the manifests.
 
     python -m scripts.verify_results --results results/tiny
 
-Damage is listed by artifact, since an artifact is made again as a whole; of a folder of weights the first bad file is
-named. Weights that were pruned left their digests behind and are no damage. Exit code 2 if there is any damage.
+Problems are listed by artifact, since an artifact is rebuilt as a whole; for a folder of weights, the first bad file is
+named. Pruned weights are not a problem: their digests are still there. Exit code 2 if there is any problem.
 """
 
 import argparse
@@ -17,25 +17,25 @@ from scripts.lib.stage import artifact
 from scripts.lib.stage.digest import file_sha256
 from scripts.lib.stage.errors import InputError
 
-# Of these folders of the results no manifest tells.
+# Folders of the results that no manifest describes.
 UNDESCRIBED = {"benchmarks", "logs", "work"}
 THREADS = 4
-REMAKE = "Hint: delete it and run Snakemake, which makes it again."
+REBUILD = "Hint: delete it and run Snakemake, which rebuilds it."
 STRAY = "Hint: if you put it there, move it elsewhere; otherwise delete it and run Snakemake."
-REMAKE_MODEL = "Hint: delete the folder and the .sha256 and .json beside it, and run Snakemake, which makes it again."
+REBUILD_MODEL = "Hint: delete the folder and the .sha256 and .json beside it, and run Snakemake, which rebuilds it."
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found out about the artifact X: its bytes on disk, and what is wrong with it ("" if nothing is)."""
+    """The result for the artifact X: its size on disk in bytes, and what is wrong with it ("" if nothing is)."""
 
     size: int
     pruned: bool = False
-    damage: str = ""
+    problem: str = ""
 
 
 def find(root: Path) -> tuple[list[Path], list[Path]]:
-    """(stems X of everything that is an artifact or describes one, leftovers of writing) under the results, sorted."""
+    """(stems X of all artifacts and of files that describe one, leftovers of killed writes) in the results, sorted."""
     stems: set[Path] = set()
     parts: list[Path] = []
     for place, folders, files in os.walk(root):
@@ -59,7 +59,7 @@ def find(root: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds weights; beside a table X.parquet stands a folder X/ that holds other tables."""
+    """Whether a folder holds weights; the folder X/ beside a table X.parquet holds other tables instead."""
     return artifact.digests_path(folder).is_file() or (folder / "config.json").is_file()
 
 
@@ -68,11 +68,11 @@ def check(stem: Path) -> Checked:
     try:
         return check_readable(stem)
     except OSError as error:
-        return Checked(0, damage=f"{stem}: cannot be read: {error}\nHint: mend the disk or the permissions.")
+        return Checked(0, problem=f"{stem}: cannot be read: {error}\nHint: check the disk and the permissions.")
 
 
 def check_readable(stem: Path) -> Checked:
-    """The same; raises OSError where the disk does not give the bytes."""
+    """Compare like `check`, but raise OSError for a file that cannot be read."""
     listing = artifact.digests_path(stem)
     if listing.is_file() or is_model(stem):
         return check_model(stem, listing)
@@ -81,30 +81,30 @@ def check_readable(stem: Path) -> Checked:
     try:
         wanted = output_of(stem)
     except InputError as error:
-        return Checked(size, damage=str(error))
+        return Checked(size, problem=str(error))
     if not tables:
         path = artifact.manifest_path(stem)
-        return Checked(0, damage=f"{path}: describes nothing: there is no table or folder {stem.name}\n{REMAKE}")
-    found = file_sha256(tables[0])
-    damage = f"{tables[0]}: sha256 is {found}, its manifest says {wanted}\n{REMAKE}" if found != wanted else ""
-    return Checked(size, damage=damage)
+        return Checked(0, problem=f"{path}: describes nothing: there is no table or folder {stem.name}\n{REBUILD}")
+    actual = file_sha256(tables[0])
+    problem = f"{tables[0]}: sha256 is {actual}, its manifest says {wanted}\n{REBUILD}" if actual != wanted else ""
+    return Checked(size, problem=problem)
 
 
 def check_model(folder: Path, listing: Path) -> Checked:
-    """Compare a folder of weights with its digests, and these with the manifest; the folder itself may be pruned."""
+    """Compare a folder of weights with its digests file, and that with the manifest; the folder may be pruned."""
     pruned = not folder.is_dir()
     size = 0 if pruned else artifact.size(folder)
     try:
         wanted = output_of(folder)
-        found = file_sha256(listing) if pruned else artifact.verify_model(folder)
+        actual = file_sha256(listing) if pruned else artifact.verify_model(folder)
     except InputError as error:
         return Checked(size, pruned, str(error))
-    damage = f"{listing}: sha256 is {found}, the manifest says {wanted}\n{REMAKE_MODEL}" if found != wanted else ""
-    return Checked(size, pruned, damage)
+    problem = f"{listing}: sha256 is {actual}, the manifest says {wanted}\n{REBUILD_MODEL}" if actual != wanted else ""
+    return Checked(size, pruned, problem)
 
 
 def output_of(stem: Path) -> str:
-    """The digest in the manifest of the artifact X. Raises InputError if there is none that can be read."""
+    """The digest in the manifest of the artifact X. Raises InputError if it is missing or unreadable."""
     path = artifact.manifest_path(stem)
     if not path.is_file():
         raise InputError(f"{stem}: no manifest {path.name} beside it\n{STRAY}")
@@ -115,27 +115,27 @@ def output_of(stem: Path) -> str:
 
 
 def verify(root: Path) -> tuple[list[str], str]:
-    """(damages, summary in one line), with progress on standard output.
+    """(problems, summary in one line); progress goes to standard output.
 
     Raises InputError if there is nothing to verify.
     """
     stems, parts = find(root)
     if not stems:
         raise InputError(f"{root}: no artifacts there\nHint: run `snakemake all` first, or name other results.")
-    damages, size, pruned = [], 0, 0
+    problems, size, pruned = [], 0, 0
     step = max(1, len(stems) // 10)
-    # Hashing releases Python's lock, so threads use the cores.
+    # Hashing releases the GIL, so threads run in parallel.
     with ThreadPoolExecutor(THREADS) as pool:
         for done, checked in enumerate(pool.map(check, stems), 1):
             size += checked.size
             pruned += checked.pruned
-            damages += [checked.damage] if checked.damage else []
+            problems += [checked.problem] if checked.problem else []
             if done % step == 0 or done == len(stems):
                 print(f"verified {done} of {len(stems)} artifacts, {size / 1e6:.1f} MB", flush=True)
     hint = "Hint: a step that was killed left it; delete it when nothing is running."
-    damages += [f"{path}: half-written\n{hint}" for path in parts]
+    problems += [f"{path}: half-written\n{hint}" for path in parts]
     summary = f"{root}: {len(stems)} artifacts, {pruned} of them pruned weights, {size / 1e6:.1f} MB"
-    return damages, summary
+    return problems, summary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,15 +144,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, required=True, help="root of all artifacts, such as results/tiny")
     args = parser.parse_args(argv)
     try:
-        damages, summary = verify(args.results)
+        problems, summary = verify(args.results)
     except InputError as error:
         print(f"verify_results: {error}", file=sys.stderr)
         return 2
-    count = f"{len(damages)} damage{'s' * (len(damages) > 1)}" if damages else "no damage"
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "no problems"
     print(f"{summary}: {count}")
-    for damage in damages:
-        print("  - " + damage.replace("\n", "\n    "))
-    return 2 if damages else 0
+    for problem in problems:
+        print("  - " + problem.replace("\n", "\n    "))
+    return 2 if problems else 0
 
 
 if __name__ == "__main__":

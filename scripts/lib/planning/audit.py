@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.planning import settings
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage import artifact
 from scripts.lib.stage.digest import FORMAT, code_digest, file_sha256
@@ -32,7 +31,7 @@ def pruned(plan: Plan, path: str) -> bool:
     """Whether an artifact is a policy whose weights were removed while its manifest and digests stayed."""
     place = Path(path)
     kept = artifact.manifest_path(place).is_file() and artifact.digests_path(place).is_file()
-    return plan.maker(path)[0] in ("train_sft", "adopt_sft", "train_dpo", "train_raft") and kept and not place.is_dir()
+    return plan.card(path).is_policy and kept and not place.is_dir()
 
 
 def differences(plan: Plan, path: str) -> list[str]:
@@ -42,42 +41,42 @@ def differences(plan: Plan, path: str) -> list[str]:
     """
     if not made(path):
         return [NOT_MADE]
-    place, found = Path(path), _missing(plan, path)
-    if MANIFEST_MISSING in found:
-        return found
+    place, differing = Path(path), _missing(plan, path)
+    if MANIFEST_MISSING in differing:
+        return differing
     try:
         manifest = artifact.read_json(artifact.manifest_path(place))
     except InputError as error:
-        return [*found, f"manifest cannot be read: {str(error).splitlines()[0]}"]
+        return [*differing, f"manifest cannot be read: {str(error).splitlines()[0]}"]
     digests = artifact.digests_path(place)
     if digests.is_file() and manifest.get("output") != file_sha256(digests):
-        found.append("digests file is not the one that the manifest names")
+        differing.append("digests file is not the one that the manifest names")
     if manifest.get("format") != FORMAT:
-        found.append(f"manifest format {shown(manifest.get('format'))} -> {FORMAT}")
+        differing.append(f"manifest format {shown(manifest.get('format'))} -> {FORMAT}")
     rule, wildcards = plan.maker(path)
     if manifest.get("stage") != rule:
-        return [*found, f"made by {manifest.get('stage')} -> {rule}"]
+        return [*differing, f"made by {manifest.get('stage')} -> {rule}"]
     now: dict[str, Any] = {}
     try:
-        now = json.loads(settings.of(plan, rule, **wildcards))
+        now = json.loads(plan.settings_json(rule, wildcards))
     except ConfigError as error:
-        found.append(f"settings cannot be told: {error}")
+        differing.append(f"settings cannot be told: {error}")
     else:
-        found += settings_in_words(rule.split("_")[-1], manifest.get("settings"), now)
-    found += code_in_words(str(manifest.get("code", "")), code_digest(rule, now))
-    return found + _inputs_in_words(plan, path, manifest.get("inputs", {}))
+        differing += settings_in_words(rule.split("_")[-1], manifest.get("settings"), now)
+    differing += code_in_words(str(manifest.get("code", "")), code_digest(rule, now))
+    return differing + _inputs_in_words(plan, path, manifest.get("inputs", {}))
 
 
 def _missing(plan: Plan, path: str) -> list[str]:
     place = Path(path)
-    found = [] if artifact.manifest_path(place).is_file() else [MANIFEST_MISSING]
+    differing = [] if artifact.manifest_path(place).is_file() else [MANIFEST_MISSING]
     if place.suffix:
-        return found if place.is_file() else [*found, "file is missing"]
+        return differing if place.is_file() else [*differing, "file is missing"]
     if not artifact.digests_path(place).is_file():
-        found.append("digests file is missing")
+        differing.append("digests file is missing")
     if not place.is_dir() and not pruned(plan, path):
-        found.append("weights are missing")
-    return found
+        differing.append("weights are missing")
+    return differing
 
 
 # Settings
@@ -94,10 +93,10 @@ def _changes(key: str, old: Any, new: Any) -> list[str]:
     if new is ABSENT:
         return [f"{key} {shown(old)} is gone"]
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        differing = []
         for name in sorted(old.keys() | new.keys()):
-            found += _changes(f"{key}.{name}".lstrip("."), old.get(name, ABSENT), new.get(name, ABSENT))
-        return found
+            differing += _changes(f"{key}.{name}".lstrip("."), old.get(name, ABSENT), new.get(name, ABSENT))
+        return differing
     if _json(old) == _json(new):
         return []
     if isinstance(old, list) and isinstance(new, list) and max(len(_json(old)), len(_json(new))) > SHORT:
@@ -130,20 +129,20 @@ def shown(value: Any) -> str:
 def code_in_words(old: str, new: str) -> list[str]:
     """Differences of two code digests: `code: chat changed`, `torch 2.12.0 -> 2.13.0`."""
     before, now = _entries(old), _entries(new)
-    changed, found = [], []
+    changed, differing = [], []
     for name in sorted(before.keys() | now.keys()):
         was, is_ = before.get(name, ""), now.get(name, "")
         if was == is_:
             continue
         if "==" in (was or is_):
-            found.append(f"{name} {was.lstrip('=') or 'not named'} -> {is_.lstrip('=') or 'not named'}")
+            differing.append(f"{name} {was.lstrip('=') or 'not named'} -> {is_.lstrip('=') or 'not named'}")
         elif was and is_:
             changed.append(name)
         else:
-            found.append(f"code: new import {name}" if is_ else f"code: {name} is no longer imported")
+            differing.append(f"code: new import {name}" if is_ else f"code: {name} is no longer imported")
     if changed:
-        found.insert(0, f"code: {', '.join(changed)} changed")
-    return found or ([] if old == new else [f"code {shown(old)} -> {shown(new)}"])
+        differing.insert(0, f"code: {', '.join(changed)} changed")
+    return differing or ([] if old == new else [f"code {shown(old)} -> {shown(new)}"])
 
 
 def _entries(digest: str) -> dict[str, str]:
@@ -158,21 +157,14 @@ def _entries(digest: str) -> dict[str, str]:
 def _inputs_in_words(plan: Plan, path: str, recorded: dict[str, list[dict[str, str]]]) -> list[str]:
     # The digests of sources from outside the results stand in the settings.
     before = {part["path"]: part["sha256"] for name, parts in recorded.items() if name != "source" for part in parts}
-    now = {name.removeprefix(plan.root + "/"): name for name in read_by_its_stage(plan, path)}
-    found = [f"input {name} is new" for name in now if name not in before]
-    found += [f"input {name} is gone" for name in before if name not in now]
+    now = {name.removeprefix(plan.root + "/"): name for name in plan.reads(path)}
+    differing = [f"input {name} is new" for name in now if name not in before]
+    differing += [f"input {name} is gone" for name in before if name not in now]
     for name, place in now.items():
         digest = _digest(Path(place))
         if name in before and digest is not None and digest != before[name]:
-            found.append(f"input {name} is another now")
-    return found
-
-
-def read_by_its_stage(plan: Plan, path: str) -> list[str]:
-    """The inputs that an artifact's manifest names. The report reads manifests too, which are no artifacts."""
-    if path == plan.report():
-        return [*plan.evaluations(), *plan.report_manifests()]
-    return plan.inputs(path)
+            differing.append(f"input {name} is another now")
+    return differing
 
 
 def _digest(path: Path) -> str | None:

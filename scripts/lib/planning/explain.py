@@ -30,13 +30,13 @@ class Planned:
 
 def planned(dry_run: str) -> list[Planned]:
     """The jobs that `snakemake -n` lists, without those that have no output, which are targets."""
-    found = []
+    listed = []
     for block in re.split(r"^(?=(?:local)?(?:rule|checkpoint) \S+:$)", dry_run, flags=re.MULTILINE)[1:]:
         rule = re.match(r"(?:local)?(?:rule|checkpoint) (\S+):\n", block)
         fields = dict(re.findall(r"^    (output|reason): (.*)$", block, flags=re.MULTILINE))
         if rule and "output" in fields:
-            found.append(Planned(rule[1], fields["output"].split(", ")[0], fields.get("reason", "")))
-    return found
+            listed.append(Planned(rule[1], fields["output"].split(", ")[0], fields.get("reason", "")))
+    return listed
 
 
 # Jobs by rule and policy
@@ -51,7 +51,7 @@ def table(plan: Plan, jobs: list[Planned]) -> list[str]:
         row = counts.setdefault(run, {}).setdefault(job.rule, {})
         row[column] = row.get(column, 0) + 1
     alike: list[tuple[list[str], dict[str, dict[str, int]]]] = []
-    for run in [name for name in ("", *plan.config["runs"]) if name in counts]:
+    for run in [name for name in ("", *plan.config.runs) if name in counts]:
         same = [names for names, rows in alike if run and "" not in names and rows == counts[run]]
         if same:
             same[0].append(run)
@@ -129,13 +129,13 @@ def overlooked(plan: Plan, targets: list[str], jobs: list[Planned]) -> list[str]
     return [f"{count} artifact{'s' * (count > 1)} would stay although the plan differs: see `snakemake audit`"]
 
 
-def causes_in_words(found: Causes) -> list[str]:
+def causes_in_words(causes: Causes) -> list[str]:
     """One line for each reason."""
-    lines = [f"{names_in_words(gathered(names))}: {words}" for words, names in found.changed.items()]
-    if found.not_made:
-        lines.append(f"not made yet: {', '.join(f'{count} {rule}' for rule, count in found.not_made.items())}")
-    if found.follow:
-        lines.append(f"the rest follows from these: {jobs_in_words(found.follow)}")
+    lines = [f"{names_in_words(gathered(names))}: {words}" for words, names in causes.changed.items()]
+    if causes.not_made:
+        lines.append(f"not made yet: {', '.join(f'{count} {rule}' for rule, count in causes.not_made.items())}")
+    if causes.follow:
+        lines.append(f"the rest follows from these: {jobs_in_words(causes.follow)}")
     return [line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="    ")]
 
 
@@ -175,20 +175,20 @@ def shared(plan: Plan, targets: list[str], jobs: list[Planned]) -> list[str]:
     The targets' own run is left out of the sets where they are of one run.
     """
     users: dict[str, list[str]] = {}
-    for name in plan.config["runs"]:
+    for name in plan.config.runs:
         for path in plan.artifacts(*map(plan.policy, plan.policies([name])), *plan.evaluations([name])):
             users.setdefault(path, []).append(name)
-    own = {run for run in (_place(plan, path)[0] for path in targets) if run}
+    targeted = {run for run in (_place(plan, path)[0] for path in targets) if run}
     run = {job.artifact for job in jobs}
     groups: dict[tuple[bool, tuple[str, ...]], dict[str, None]] = {}
     for path in plan.artifacts(*targets):
-        others = tuple(name for name in users.get(path, []) if own != {name})
-        if len(others) > (0 if len(own) == 1 else 1):
+        others = tuple(name for name in users.get(path, []) if targeted != {name})
+        if len(others) > (0 if len(targeted) == 1 else 1):
             groups.setdefault((path in run, others), {})[_short(plan, path)] = None
     lines = []
     for (made, others), names in sorted(groups.items(), key=lambda item: not item[0][0]):
         verb = "made now" if made else "kept"
-        also = " also" if len(own) == 1 else ""
+        also = " also" if len(targeted) == 1 else ""
         lines.append(f"{verb}, and{also} used by {', '.join(others)}: {names_in_words(list(names))}")
     return [line for text in lines for line in textwrap.wrap(text, WIDTH, subsequent_indent="    ")]
 
@@ -252,21 +252,21 @@ def _last_run(path: str) -> dict[str, float]:
         facts = artifact.read_json(stem.with_name(stem.name + ".run.json"))
     except InputError:
         return {}
-    found = {name: facts[name] for name in ("seconds", "gpus", "bytes") if isinstance(facts.get(name), int | float)}
-    return found if "seconds" in found else {}
+    figures = {name: facts[name] for name in ("seconds", "gpus", "bytes") if isinstance(facts.get(name), int | float)}
+    return figures if "seconds" in figures else {}
 
 
-def cost_in_words(found: Cost, jobs: int) -> str:
+def cost_in_words(cost: Cost, jobs: int) -> str:
     """One line."""
-    if found.unknown == jobs:
+    if cost.unknown == jobs:
         return "time: not known, nothing like it has run here yet"
-    parts = [f"time: {duration(found.seconds)} of work as it went last, {duration(found.longest)} in the longest chain"]
-    if found.gpu_hours:
-        parts.append(f"{found.gpu_hours:.2f} GPU-hours")
-    if found.bytes is not None:
-        parts.append(f"{found.bytes / 1e6:.1f} MB")
-    if found.unknown:
-        parts.append(f"without {jobs_in_words(found.unknown)} of which nothing is known")
+    parts = [f"time: {duration(cost.seconds)} of work as it went last, {duration(cost.longest)} in the longest chain"]
+    if cost.gpu_hours:
+        parts.append(f"{cost.gpu_hours:.2f} GPU-hours")
+    if cost.bytes is not None:
+        parts.append(f"{cost.bytes / 1e6:.1f} MB")
+    if cost.unknown:
+        parts.append(f"without {jobs_in_words(cost.unknown)} of which nothing is known")
     return "; ".join(parts)
 
 

@@ -8,8 +8,8 @@ attention kernels that keep no matrix of scores.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+from scripts.lib.kinds.trainer import Lora
 from scripts.lib.planning.model_shape import Shape
 
 Parts = dict[str, int]
@@ -47,8 +47,8 @@ class Training:
     length: int
     dtype: str
     processes: int = 1
-    strategy: str = "data"
-    lora: dict[str, Any] | None = None
+    sharding: str = "data"
+    lora: Lora | None = None
     checkpointing: bool = False
     packed: bool = False
     attention: str = "auto"
@@ -71,7 +71,7 @@ class Training:
     @property
     def arithmetic(self) -> str:
         """float32; bfloat16 for weights that are bfloat16; autocast for float32 weights under bfloat16 arithmetic."""
-        if self.dtype == "bfloat16" and self.strategy == "data" and self.lora is None:
+        if self.dtype == "bfloat16" and self.sharding == "data" and self.lora is None:
             return "autocast"
         return self.dtype
 
@@ -85,7 +85,7 @@ class Training:
         """Parameters that are trained."""
         if self.lora is None:
             return self.parameters
-        return self.shape.adapters(self.lora["r"], self.lora["targets"]) + self.scalar_head * self.shape.hidden_size
+        return self.shape.adapters(self.lora.r, self.lora.targets) + self.scalar_head * self.shape.hidden_size
 
 
 def training(step: Training) -> Parts:
@@ -100,18 +100,18 @@ def largest(moments: Iterable[Parts]) -> Parts:
 
 def weights(step: Training) -> int:
     """Bytes of all weights of one copy of the model, before they are spread."""
-    each = BYTES[step.dtype] if step.lora or step.strategy != "data" else 4
+    each = BYTES[step.dtype] if step.lora or step.sharding != "data" else 4
     if step.lora is None:
         return each * step.parameters
     frozen = each * step.parameters
-    if step.lora["quantization"] == "nf4":
+    if step.lora.quantization == "nf4":
         frozen -= round((each - NF4) * step.shape.linear_parameters())
     return frozen + _adapter_bytes(step) * step.trainable
 
 
 def _adapter_bytes(step: Training) -> int:
     """peft keeps adapters in float32 whatever the frozen weights are; DeepSpeed casts the whole model."""
-    return 4 if step.strategy == "data" else BYTES[step.dtype]
+    return 4 if step.sharding == "data" else BYTES[step.dtype]
 
 
 def static(step: Training) -> Parts:
@@ -122,7 +122,7 @@ def static(step: Training) -> Parts:
     up in float32 (config/deepspeed).
     """
     trainable, n, each = step.trainable, step.processes, BYTES[step.dtype]
-    if step.strategy == "data":
+    if step.sharding == "data":
         # Of several processes torch holds the gradients twice: once by parameter, once in buckets to be averaged.
         return {
             "weights": weights(step),
@@ -130,7 +130,7 @@ def static(step: Training) -> Parts:
             "optimizer": 8 * trainable,
             "copies": 4 * trainable if n > 1 else 0,
         }
-    whole, zero3 = weights(step), step.strategy == "zero3"
+    whole, zero3 = weights(step), step.sharding == "zero3"
     gathered = min(whole, GATHERED * each) if zero3 else 0
     return {
         "weights": whole // n if zero3 else whole,
@@ -147,7 +147,7 @@ def _moments(step: Training) -> Iterable[Parts]:
     context = {"libraries": CONTEXT if step.gpu else LIBRARIES}
     base = {**context, "weights": always["weights"], "optimizer": always["optimizer"]}
     # Without gradients of earlier passes there are none yet where activations are largest; as they grow, those go.
-    early = always["gradients"] if step.accumulated or step.strategy != "data" else 0
+    early = always["gradients"] if step.accumulated or step.sharding != "data" else 0
     casts = 2 * (shape.linear_parameters()) if step.arithmetic == "autocast" else 0
     stored = activations(step)
     layer = layer_activations(step)
@@ -169,7 +169,7 @@ def _moments(step: Training) -> Iterable[Parts]:
     }
     # Then the embedding's own gradient, or a float32 copy of gradients that DeepSpeed's optimizer takes.
     last = 0 if step.lora else 4 * shape.vocabulary * shape.hidden_size
-    copied = 4 * step.trainable // step.processes if step.strategy != "data" else 0
+    copied = 4 * step.trainable // step.processes if step.sharding != "data" else 0
     yield {
         **base,
         "gradients": always["gradients"],
@@ -210,20 +210,20 @@ def layer_activations(step: Training) -> int:
     keys = queries if masked or step.attention == "eager" else shape.keys
     each = 4 if step.arithmetic == "float32" else 2
     kept = [name for name in shape.linears() if step.lora is None or _adapted(step.lora, name)]
-    copies = step.dtype == "bfloat16" and step.strategy == "data"
+    copies = step.dtype == "bfloat16" and step.sharding == "data"
     into = 0
     for group, width in ((("q_proj", "k_proj", "v_proj"), hidden), (("gate_proj", "up_proj"), hidden)):
         members = sum(name in kept for name in group)
         into += width * (members if copies else min(members, 1))
     into += inner * ("down_proj" in kept) + queries * (copies and step.lora is not None and "o_proj" in kept)
     normed = 0 if step.lora else 2 * hidden * _stream(step)
-    ranks = step.lora["r"] * len(kept) if step.lora else 0
+    ranks = step.lora.r * len(kept) if step.lora else 0
     row = 8 * hidden + normed + each * (into + 2 * queries + 2 * keys + 3 * inner + ranks) + 4 * shape.heads
     return tokens * (row + step.span * _score_bytes(step, masked))
 
 
-def _adapted(lora: dict[str, Any], name: str) -> bool:
-    return name in lora["targets"] or "all-linear" in lora["targets"]
+def _adapted(lora: Lora, name: str) -> bool:
+    return name in lora.targets or "all-linear" in lora.targets
 
 
 def _stream(step: Training) -> int:
@@ -259,7 +259,7 @@ def _working(step: Training) -> int:
 def _forward(shape: Shape, tokens: int, longest: int, each: int, logits: bool) -> Parts:
     """Bytes of a forward pass without gradients over `tokens` padded tokens: one block at work, and all logits.
 
-    Log-probabilities are taken row by row, in float32 (models/scoring.py). A mask is kept as truth values and as
+    Log-probabilities are taken row by row, in float32 (models/forward.py). A mask is kept as truth values and as
     numbers.
     """
     tokens = max(tokens, longest)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lib.data import world
-from scripts.lib.models.shapes import KEYS
+from scripts.lib.data.shapes import KEYS
+from scripts.lib.kinds.bases import Base, BaseFolder, BaseWorld
 from scripts.lib.stage.errors import Complaints
 
 Config = dict[str, Any]
@@ -82,9 +83,9 @@ class Shape:
         return self.layers * rank * sum(a + b for a, b in named)
 
 
-def of_config(found: Config) -> Shape | None:
+def of_config(config: Config) -> Shape | None:
     """The shape in a config.json; None where it lacks a size or is no dense decoder."""
-    text = found.get("text_config") or found
+    text = config.get("text_config") or config
     if any(text.get(key) for key in ("num_local_experts", "num_experts", "n_routed_experts")):
         return None
     try:
@@ -101,7 +102,7 @@ def of_config(found: Config) -> Shape | None:
         kv_heads=int(text.get("num_key_value_heads") or heads),
         head_size=int(text.get("head_dim") or hidden // heads),
         vocabulary=sizes[2],
-        tied=bool(found.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
         input_biases=biased or kind == "qwen2",  # Qwen2 has them without a word in its configuration
         output_bias=biased,
         feed_forward_biases=bool(text.get("mlp_bias")),
@@ -110,15 +111,15 @@ def of_config(found: Config) -> Shape | None:
     )
 
 
-def of_block(block: Config) -> Shape | None:
+def of_block(block: Base) -> Shape | None:
     """The shape that a base's entry in the configuration says; of a `world` base as scripts/make_base.py makes it."""
-    if block["kind"] == "world":
-        hidden, heads = block["hidden_size"], block["heads"]
-        return Shape(hidden, 2 * hidden, block["layers"], heads, heads, hidden // heads, _world_vocabulary(), tied=True)
-    said = block.get("shape")
+    if isinstance(block, BaseWorld):
+        hidden, heads = block.hidden_size, block.heads
+        return Shape(hidden, 2 * hidden, block.layers, heads, heads, hidden // heads, _world_vocabulary(), tied=True)
+    said = getattr(block, "shape", None)
     if said is None:
         return None
-    return of_config({name: said[key] for key, name in KEYS.items()})
+    return of_config({name: getattr(said, key) for key, name in KEYS.items()})
 
 
 @cache
@@ -128,41 +129,42 @@ def _world_vocabulary() -> int:
     return len({word for text in texts for word in re.findall(r"\n\n|\w+|[^\w\s]", text)}) + WORLD_TOKENS
 
 
-def of_base(block: Config, made: Path) -> Shape | None:
+def of_base(block: Base, made: Path) -> Shape | None:
     """The shape of a base: of the model that has been made of this entry, of a local folder's, or as the entry says."""
     files = [made / "config.json"] if _made_of(block, made) else []
-    if block["kind"] == "folder":
-        files.append(Path(block["path"]) / "config.json")
+    if isinstance(block, BaseFolder):
+        files.append(Path(block.path) / "config.json")
     for file in files:
-        found = of_config(_read(file))
-        if found:
-            return found
+        shape = of_config(_read(file))
+        if shape:
+            return shape
     return of_block(block)
 
 
-def check(key: str, block: Config, made: Path, found: Complaints) -> None:
+def check(key: str, block: Base, made: Path, complaints: Complaints) -> None:
     """Complain where the `shape` of an entry is not that of the model which has been made of it."""
-    said = block.get("shape")
+    said = getattr(block, "shape", None)
     real = of_config(_read(made / "config.json")) if said and _made_of(block, made) else None
     if not said or not real:
         return
     for name in KEYS:
-        if None not in (said[name], getattr(real, name)) and said[name] != getattr(real, name):
-            text = f"the model has {getattr(real, name)}"
-            found.add(f"{key}.shape.{name}", said[name], text, "write that, or leave `shape` out: the model is there.")
+        stated, actual = getattr(said, name), getattr(real, name)
+        if None not in (stated, actual) and stated != actual:
+            text = f"the model has {actual}"
+            complaints.add(f"{key}.shape.{name}", stated, text, "write that, or leave `shape` out: the model is there.")
 
 
-def _made_of(block: Config, made: Path) -> bool:
+def _made_of(block: Base, made: Path) -> bool:
     """Whether the model at `made` comes from this entry: its manifest says from what it was made."""
     settings = _read(made.with_name(made.name + ".json")).get("settings", {})
-    alike = {key: value for key, value in settings.items() if key in block and key not in ("seed", "shape")}
-    return bool(settings) and all(block[key] == value for key, value in alike.items())
+    stated = block.model_dump(mode="json", exclude={"seed", "shape"})
+    return bool(settings) and all(stated[key] == value for key, value in settings.items() if key in stated)
 
 
 def _read(file: Path) -> Config:
     """A JSON object; empty where there is none that can be read."""
     try:
-        found = json.loads(file.read_text())
+        read = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return read if isinstance(read, dict) else {}
