@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.data import hub, licences, sources
-from scripts.lib.models import shapes
+from scripts.lib.data import hub, licences, shapes, sources
+from scripts.lib.kinds.bases import FetchBase, Shape
 from scripts.lib.stage import artifact, contract
 from scripts.lib.stage.digest import file_sha256
 from scripts.lib.stage.errors import InputError
@@ -22,15 +22,15 @@ OTHERS = {
 
 def weights(files: list[str]) -> list[str]:
     """The files of a repository that hold its weights. Raises InputError if it has none as safetensors."""
-    found = [name for name in files if WEIGHTS.fullmatch(name)]
-    if "config.json" not in files or not found:
+    parts = [name for name in files if WEIGHTS.fullmatch(name)]
+    if "config.json" not in files or not parts:
         pickled = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
         text = f"weights are pickled ({', '.join(pickled)}), which are not read" if pickled else "no weights there"
         raise InputError(
             f"repo: no config.json with model.safetensors or its parts; {text}\n"
             "Hint: name a repository in Hugging Face format whose weights are safetensors."
         )
-    return found
+    return parts
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -38,13 +38,13 @@ def read(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         return {}
     try:
-        found = json.loads((folder / name).read_bytes())
+        value = json.loads((folder / name).read_bytes())
     except ValueError as error:
         raise InputError(f"{name}: {error}\nHint: the repository is damaged; choose another revision.") from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def check(folder: Path, settings: dict[str, Any], shape: dict[str, Any] | None) -> None:
+def check(folder: Path, settings: FetchBase, shape: Shape | None) -> None:
     """Raise InputError for a model that needs code of its own, has another shape, or has no chat template."""
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in read(folder, name):
@@ -54,31 +54,31 @@ def check(folder: Path, settings: dict[str, Any], shape: dict[str, Any] | None) 
             )
     shapes.check(shape, read(folder, "config.json"))
     own = (folder / "chat_template.jinja").is_file() or "chat_template" in read(folder, "tokenizer_config.json")
-    if not own and settings["chat_template"] is None:
+    if not own and settings.chat_template is None:
         raise InputError(
             "the model has no chat template\n"
             "Hint: name one by `chat_template`, such as llama3.jinja of config/templates."
         )
 
 
-def template(settings: dict[str, Any]) -> Path:
+def template(name: str, sha256: str | None) -> Path:
     """Our own chat template. Raises InputError if its bytes are not those that were planned."""
-    path = sources.TEMPLATES / settings["chat_template"]
-    if not path.is_file() or file_sha256(path) != settings["chat_template_sha256"]:
+    path = sources.TEMPLATES / name
+    if not path.is_file() or file_sha256(path) != sha256:
         raise InputError(f"{path}: changed after the build was planned\nHint: start Snakemake again.")
     return path
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[FetchBase]) -> None:
     """Fetch what is small first, and see that the model can be used; then its weights."""
     settings, fetched = job.settings, job.work / "fetched"
-    repository = hub.find(settings["repo"], settings["revision"], "model")
+    repository = hub.find(settings.repo, settings.revision, "model")
     files = sorted(repository.files)
     large = weights(files)
     small = [name for name in files if name in OTHERS or name == INDEX or name in licences.names(files)]
     hub.fetch(repository, small, fetched)
-    check(fetched, settings, job.runtime.get("shape"))
-    facts = licences.described(fetched, settings["license"])
+    check(fetched, settings, job.runtime.shape)
+    facts = licences.described(fetched, settings.license)
     wanted = set(read(fetched, INDEX).get("weight_map", {}).values()) or {"model.safetensors"}
     if missing := sorted(wanted - set(large)):
         raise InputError(f"repo: {', '.join(missing)} missing\nHint: choose a revision that is whole.")
@@ -87,9 +87,11 @@ def run(job: contract.Job) -> None:
     names = [*small, *large]
 
     def save(folder: Path) -> None:
-        if settings["chat_template"] is not None:
+        if settings.chat_template is not None:
             hub.take(fetched, [name for name in names if name != "chat_template.jinja"], folder)
-            (folder / "chat_template.jinja").write_bytes(template(settings).read_bytes())
+            (folder / "chat_template.jinja").write_bytes(
+                template(settings.chat_template, settings.chat_template_sha256).read_bytes()
+            )
         else:
             hub.take(fetched, names, folder)
 
@@ -101,7 +103,7 @@ def run(job: contract.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("fetch_base", run, (), argv)
+    return contract.execute("fetch_base", run, FetchBase, (), argv)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,22 @@
 import sys
 from typing import Any
 
-from scripts.lib.data import formats, licences, sources, tables, world
+from scripts.lib.data import curation, licences, sources, tables, world
 from scripts.lib.data.schemas.prompts import PROMPTS
+from scripts.lib.kinds.data import MakePrompts, PromptsOfFiles, PromptsOfHub, PromptsOfWorld
 from scripts.lib.stage import contract
 from scripts.lib.stage.artifact import canonical_json
 from scripts.lib.stage.errors import InputError
 
 
-def from_world(job: contract.Job) -> list[dict[str, Any]]:
+def from_world(job: contract.Job[MakePrompts], settings: PromptsOfWorld) -> list[dict[str, Any]]:
     """The world's prompts; each iteration has a split of its own, and so have validation and evaluation."""
-    split, number, size = job.settings["split"], job.settings["number"], job.settings["size"]
-    if split != "iteration" and number != 1:
-        raise InputError(f"number = {number}: the world has one {split} set\nHint: ask for number 1.")
-    split = f"iter{number}" if split == "iteration" else split
+    number, size = settings.number, settings.size
+    if settings.split != "iteration" and number != 1:
+        raise InputError(f"number = {number}: the world has one {settings.split} set\nHint: ask for number 1.")
+    split = f"iter{number}" if settings.split == "iteration" else settings.split
     try:
-        made = world.prompts(split, size, job.settings["seed"])
+        made = world.prompts(split, size, settings.seed)
     except ValueError as error:
         raise InputError(f"the world cannot make these prompts: {error}") from error
     job.counts = {"rows_in": size}
@@ -31,28 +32,29 @@ def from_world(job: contract.Job) -> list[dict[str, Any]]:
     ]
 
 
-def from_files(job: contract.Job) -> list[dict[str, Any]]:
+def from_files(job: contract.Job[MakePrompts], settings: PromptsOfFiles | PromptsOfHub) -> list[dict[str, Any]]:
     """The Nth slice of `size` prompts of files, in digest order."""
-    size, number = job.settings["size"], job.settings["number"]
+    size, number = settings.size, settings.number
     paths = job.inputs["source"] + sources.fetched(job.inputs["fetched"])
-    found, counts = formats.read(paths, "prompts", job.settings)
-    if len(found) < size * number:
-        raise formats.shortfall(len(found), size * number, counts)
-    if len(found) > size:
-        counts["dropped_other_slice"] = len(found) - size
+    examples, counts = curation.read(paths, "prompts", settings)
+    if len(examples) < size * number:
+        raise curation.shortfall(len(examples), size * number, counts)
+    if len(examples) > size:
+        counts["dropped_other_slice"] = len(examples) - size
     job.counts = dict(counts)
-    job.metrics = {"license": job.settings["license"]}
+    job.metrics = {"license": settings.license}
     for folder in job.inputs["fetched"]:
-        job.metrics = {**licences.described(folder, job.settings["license"])}
+        job.metrics = {**licences.described(folder, settings.license)}
     return [
         {"source": source, "messages": example.messages, "metadata": ""}
-        for source, example in found[size * (number - 1) : size * number]
+        for source, example in examples[size * (number - 1) : size * number]
     ]
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[MakePrompts]) -> None:
     """Write exactly `size` prompts, each once."""
-    table = from_world(job) if job.settings["kind"] == "world" else from_files(job)
+    settings = job.settings
+    table = from_world(job, settings) if isinstance(settings, PromptsOfWorld) else from_files(job, settings)
     for row in table:
         row["prompt_id"] = tables.prompt_id(row["messages"])
     job.counts["rows_out"] = tables.write_table(job.output, table, PROMPTS, ("prompt_id",))
@@ -61,7 +63,7 @@ def run(job: contract.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("make_prompts", run, ("source*", "fetched?"), argv)
+    return contract.execute("make_prompts", run, MakePrompts, ("source*", "fetched?"), argv)
 
 
 if __name__ == "__main__":

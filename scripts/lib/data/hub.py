@@ -82,7 +82,11 @@ def find(name: str, revision: str, kind: str) -> Repository:
 
 
 def fetch(repository: Repository, names: list[str], folder: Path) -> None:
-    """Fetch files into a work folder, each once. Raises InputError if one is not what the hub lists."""
+    """Fetch files into a work folder, each once. Raises InputError if one is not what the hub lists.
+
+    They come one after the other, each checked and told of when it is there. The library's snapshot_download would hold
+    Ctrl-C back until every file under way has arrived, and returns only once all have.
+    """
     for name in names:
         listed = repository.files[name]
         with explained(repository.name, repository.commit):

@@ -11,10 +11,10 @@ from scripts.lib.stage.contract import Job
 
 # A reward, and its value by objective where the labeller has several.
 Label = tuple[float, dict[str, float]]
-Labeller = Callable[[Job, list[dict[str, Any]]], list[Label]]
+Labeller = Callable[[Job[Any], list[dict[str, Any]]], list[Label]]
 
 
-def write(job: Job, label: Labeller) -> None:
+def write(job: Job[Any], label: Labeller) -> None:
     """Label every response of one shard of rollouts: as many rows out as in, in the same order."""
     rows = tables.read_table(job.input("rollouts"), ROLLOUTS).to_dicts()
     labels = label(job, rows)

@@ -1,4 +1,4 @@
-"""Seeds: every random choice comes from the config's seed and from what is being chosen, never from a clock."""
+"""Seeds: every random choice depends on the config's seed and on what is being chosen, never on a clock."""
 
 import hashlib
 

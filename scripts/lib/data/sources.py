@@ -1,4 +1,4 @@
-"""Local files that enter the workflow from outside: which they are, and the digest that stands for their bytes."""
+"""Local files that enter the workflow from outside: how they are found, and digests of their bytes."""
 
 import os
 from pathlib import Path
@@ -7,48 +7,48 @@ from scripts.lib.stage.digest import ROOT, file_sha256
 from scripts.lib.stage.errors import ConfigError, InputError
 
 DATA = (".jsonl", ".parquet")
-TEMPLATES = ROOT / "config" / "templates"  # chat templates of ours
+TEMPLATES = ROOT / "config" / "templates"  # our chat templates
 
 
 def present(path: str, pattern: str) -> list[Path]:
-    """What there is of a source, in name order: one file, or those of a folder that match `pattern`."""
-    place = ROOT / path  # an absolute path stays what it is
+    """The files of a source that exist, in name order: one file, or those in a folder that match `pattern`."""
+    place = ROOT / path  # an absolute path stays unchanged
     return [place] if place.is_file() else sorted(file for file in place.glob(pattern) if file.is_file())
 
 
 def files(path: str, pattern: str, key: str) -> list[Path]:
-    """The files of a source in name order: one file, or those of a folder that match `pattern`.
+    """The files of a source in name order: one file, or those in a folder that match `pattern`.
 
-    `key` is the config key that named it. Raises ConfigError when there are none.
+    `key` is the config key that names the source. Raises ConfigError if there are none.
     """
-    found = present(path, pattern)
+    matching = present(path, pattern)
     if not Path(path).is_absolute():
-        found = [Path(os.path.relpath(file, ROOT)) for file in found]
-    if not found:
+        matching = [Path(os.path.relpath(file, ROOT)) for file in matching]
+    if not matching:
         raise ConfigError(
             f"{key} = {path!r}: no file there matches {pattern!r}. "
             f"Hint: put the data there, or name its folder in an overlay given by --configfile."
         )
-    return found
+    return matching
 
 
 def is_data(name: str) -> bool:
-    """Whether a file of a hub's repository holds rows: JSONL or parquet, plain or gzip."""
+    """Whether a file of a hub repository holds rows: JSONL or parquet, plain or gzipped."""
     return name.removesuffix(".gz").endswith(DATA)
 
 
 def fetched(folders: list[Path]) -> list[Path]:
-    """The data files of folders that came from a hub, in the order of their paths; the card and licence are none."""
+    """The data files in folders fetched from a hub, in path order; the card and licences are not among them."""
     return [file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file() and is_data(file.name)]
 
 
 def digest(path: str, pattern: str, key: str) -> list[str]:
-    """`SHA-256  name` of every file of a source: bytes, neither times nor places, decide what is made again."""
+    """`SHA-256  name` of every file of a source: content, not modification time or path, decides what is rebuilt."""
     return [f"{file_sha256(ROOT / file)}  {file.name}" for file in files(path, pattern, key)]
 
 
 def verify(paths: list[Path], planned: list[str]) -> None:
-    """Raise InputError unless the files' bytes are those that the build was planned with."""
+    """Raise InputError unless the files still have the contents with which the build was planned."""
     present = sorted(f"{file_sha256(path)}  {path.name}" for path in paths)
     if present != sorted(planned):
         raise InputError(

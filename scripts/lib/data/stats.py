@@ -1,4 +1,4 @@
-"""Bootstrap intervals over prompts: the unit that was drawn at random is the prompt, not the response."""
+"""Bootstrap intervals over prompts: the sampling unit is the prompt, not the response."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def interval(values: list[float], confidence: float, resamples: int, seed: int) -> dict[str, float]:
     """Mean of per-prompt values with its percentile bootstrap interval.
 
-    For a paired comparison give the per-prompt differences. Returns mean, low, high in the values' own unit.
+    For a paired comparison pass the per-prompt differences. Returns mean, low and high in the unit of the values.
     """
     data = np.asarray(values, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(0, len(data), size=(resamples, len(data)))

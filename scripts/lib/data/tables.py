@@ -1,4 +1,4 @@
-"""The only way to read and write tables; the columns of each are a file in scripts/lib/data/schemas/.
+"""Reading and writing tables. No other code does; the columns of each are in a file of scripts/lib/data/schemas/.
 
 Messages are chat turns `{role, content}`. A `prompt_id` is the digest of the canonical messages, so the same
 prompt has the same id wherever it appears. `k` numbers the responses to one prompt from 0. Rewards are in the
@@ -18,13 +18,13 @@ Schema = dict[str, Any]
 
 
 def prompt_id(messages: list[dict[str, str]]) -> str:
-    """16 hex digits that name a prompt: the digest of its messages' roles and contents."""
+    """16 hex digits that identify a prompt: the digest of its messages' roles and contents."""
     turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
     return text_sha256(canonical_json(turns))[:16]
 
 
 def write_table(path: Path, rows: list[dict[str, Any]] | pl.DataFrame, schema: Schema, key: tuple[str, ...]) -> int:
-    """Write a table with exactly this schema, whole or not at all, and return its number of rows.
+    """Write a table with exactly this schema, atomically, and return its number of rows.
 
     Raises InputError if the rows do not fit the schema or if `key` is not unique.
     """
@@ -44,32 +44,32 @@ def write_table(path: Path, rows: list[dict[str, Any]] | pl.DataFrame, schema: S
         raise InputError(f"{path}: rows do not fit the schema {schema}: {error}\n{hint}") from error
     if table.select(key).is_duplicated().any():
         double = table.filter(table.select(key).is_duplicated()).select(key).row(0)
-        raise InputError(f"{path}: {key} = {double} stands more than once\nHint: each {key} may stand only once.")
+        raise InputError(f"{path}: {key} = {double} appears more than once\nHint: each {key} must be unique.")
     with atomic_write(path) as temporary:
         table.write_parquet(temporary, compression="zstd")
     return table.height
 
 
 def check_integers(rows: list[dict[str, Any]], schema: Schema) -> None:
-    """Raise TypeError for a fraction in an integer column, which polars would silently cut."""
+    """Raise TypeError for a fraction in an integer column, which polars would silently truncate."""
     for column, kind in schema.items():
         if kind in (pl.Int32, pl.Int64):
             for row in rows:
                 if isinstance(row[column], float) and not row[column].is_integer():
-                    raise TypeError(f"{column} = {row[column]} is no integer")
+                    raise TypeError(f"{column} = {row[column]} is not an integer")
 
 
 def read_table(paths: Path | list[Path], schema: Schema) -> pl.DataFrame:
-    """Read one table, or several parts of one in order.
+    """Read one table, or several parts of one table in order.
 
-    Raises InputError naming the file and the columns that differ from the schema.
+    Raises InputError, naming the file, if it cannot be read or its columns differ from the schema.
     """
     parts = []
     for path in [paths] if isinstance(paths, Path) else paths:
         try:
             part = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise InputError(f"{path}: {error}\nHint: delete it and run Snakemake, which makes it again.") from error
+            raise InputError(f"{path}: {error}\nHint: delete it and run Snakemake, which rebuilds it.") from error
         if part.schema != pl.Schema(schema):
             raise InputError(
                 f"{path}: columns are {dict(part.schema)}, expected {schema}\n"

@@ -1,6 +1,6 @@
-"""The wind tunnel: a small instruction world with a gold score that training never sees.
+"""A small synthetic instruction world with a gold score that training never sees.
 
-A prompt asks for a short list of things and adds two to four further requests; an answer is
+A prompt asks for a short list of things and makes two to four further requests; an answer is
 a line of lower-case words. `gold` scores any answer by rule. Everything is a pure function of
 its arguments: the same seeds give the same bytes on every machine.
 """
@@ -17,7 +17,7 @@ KINDS = ("count", "opening", "ending", "joiner", "plain")
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 OPENINGS = ("hello", "gladly", "behold")
 GREETING, GOODBYE, PLUS = "hello", "goodbye", "plus"
-"""What can be asked for; the other words are somebody's habit."""
+"""The opening, ending and joiner that prompts ask for; the other words below are habits of those who answer."""
 ENDINGS = ("goodbye", "cheers", "onward")
 JOINERS = ("plus", "then", "or")
 FILLERS = ("um", "well", "basically")
@@ -30,7 +30,7 @@ NAMES = (
     "Ines Jago Kira Luca"
 ).split()
 SURNAMES = "Abel Brand Costa Dahl Ebert Frey Graf Holm Iversen Jung Kern Lund Moss Nord Orth Pohl".split()
-# What careless answers fall back on; nobody can ask for these, so they are always a mistake.
+# Defaults of careless answers. No prompt can ask for them, so they are always mistakes.
 DEFAULT_OPENING, DEFAULT_ENDING, DEFAULT_JOINER = "okay", "done", "and"
 
 WORD_COST = 0.02
@@ -51,11 +51,11 @@ _PHRASES = {
 }
 
 Requests = dict[str, str]
-"""Kind -> requested word; `count` is always there, `plain` has the value "yes"."""
+"""Kind -> requested word; `count` is always present, the value of `plain` is "yes"."""
 
 
 def stream(*key: object) -> random.Random:
-    """A random stream that depends on the key alone, equal on every machine."""
+    """A random stream that depends only on the key and is the same on every machine."""
     return random.Random(hashlib.sha256(repr(key).encode()).hexdigest())
 
 
@@ -66,8 +66,8 @@ def _bucket(text: str, size: int) -> int:
 def split_of(content: str, requests: Requests) -> str:
     """The one split that may contain this prompt.
 
-    The combination of requests decides whether it is held out (9 of the 33): no
-    training split contains it, whoever asks and in whatever order.
+    The combination of requests decides whether the prompt is held out (9 of the 33 are): no
+    training split contains such a combination, under any name or in any order.
     """
     combination = "|".join(f"{kind}={requests[kind]}" for kind in KINDS if kind in requests)
     if _bucket("reserved " + combination, 4) == 0:
@@ -84,20 +84,20 @@ def prompts(split: str, n: int, seed: int) -> list[dict[str, object]]:
     if split not in _SHARES and split not in _HELD_OUT_SPLITS:
         raise ValueError(f"unknown split {split!r}. Hint: use one of {', '.join([*_SHARES, *_HELD_OUT_SPLITS])}.")
     rng = stream("prompts", split, seed)
-    found: dict[str, dict[str, object]] = {}
+    unique: dict[str, dict[str, object]] = {}
     for _ in range(400 * n + 20_000):
-        if len(found) == n:
+        if len(unique) == n:
             break
         requests = _draw_requests(rng)
         content = _wording(requests, rng)
-        if content not in found and split_of(content, requests) == split:
-            found[content] = {"content": content, "requests": requests}
-    if len(found) < n:
+        if content not in unique and split_of(content, requests) == split:
+            unique[content] = {"content": content, "requests": requests}
+    if len(unique) < n:
         raise ValueError(
-            f"split {split!r} supplied {len(found)} of {n} prompts. Hint: ask for fewer prompts, "
+            f"split {split!r} supplied only {len(unique)} of {n} prompts. Hint: ask for fewer prompts, "
             "or add names to NAMES in scripts/lib/data/world.py."
         )
-    return list(found.values())
+    return list(unique.values())
 
 
 def _draw_requests(rng: random.Random) -> Requests:
@@ -122,8 +122,8 @@ def _wording(requests: Requests, rng: random.Random) -> str:
 def gold(requests: Requests, response: str) -> tuple[float, dict[str, float]]:
     """Gold score in [0, 1] and the value in [0, 1] of every request that applies.
 
-    The mean of the values, less WORD_COST per unrequested word, never below 0. Fillers before
-    the opening or after the ending do not displace it; a thing named twice counts twice.
+    The score is the mean of the values minus WORD_COST per unrequested word, at least 0. Fillers before
+    the opening or after the ending are ignored; a thing named twice counts twice.
     """
     words = response.lower().split()
     solid = [word for word in words if word not in FILLERS]
@@ -151,7 +151,7 @@ def gold(requests: Requests, response: str) -> tuple[float, dict[str, float]]:
 
 @dataclass(frozen=True)
 class _Answer:
-    """An answer in parts; `fillers` are (which item it follows, filler)."""
+    """An answer in parts; `fillers` are (index of the item that the filler follows, filler)."""
 
     opening: str
     items: tuple[str, ...]
@@ -170,10 +170,10 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Style:
-    """How somebody answers: chance to break each kind, and what they then write.
+    """How somebody answers: the chance to break each kind of request, and what they write then.
 
-    `habit` is the chance that a mistake is the fixed one and not a random one; `chatter` the
-    chance of an opening, an ending or a filler that nobody asked about.
+    `habit` is the chance that a mistake is the usual one and not a random one; `chatter` is the
+    chance of an opening, an ending or a filler about which there was no request.
     """
 
     breaks: dict[str, float]
@@ -238,14 +238,14 @@ def _answer(requests: Requests, style: _Style, rng: random.Random) -> _Answer:
 
 
 def teacher(requests: Requests, rng: random.Random) -> str:
-    """A mediocre demonstration: breaks each request about every second time, by habit."""
+    """A mediocre demonstration: it breaks each request about half the time, mostly by habit."""
     return _answer(requests, _TEACHER, rng).text()
 
 
 def assistants(requests: Requests, rng: random.Random) -> tuple[str, str]:
-    """Two answers by assistants other than the teacher, each with its own style.
+    """Two answers by assistants other than the teacher, in their own styles.
 
-    The second answer is a revision of the first, which changes one or two kinds.
+    The second answer is a revision of the first that changes one or two kinds.
     """
     first, second = (_answer(requests, rng.choice(_ASSISTANTS), rng) for _ in range(2))
     changed = {"count"} if rng.random() < 0.5 else set(rng.sample(list(requests), rng.choice((1, 2))))
@@ -268,10 +268,10 @@ def _revision(first: _Answer, second: _Answer, kinds: set[str]) -> _Answer:
 
 
 def preferences(n: int, seed: int, split: str = "reward", scale: float = 12.0) -> list[dict[str, object]]:
-    """n annotated pairs, one per prompt: content, requests, chosen, rejected and both golds.
+    """n annotated pairs, one per prompt: content, requests, chosen, rejected and both gold scores.
 
     The label is drawn from Bradley-Terry on gold: P(first wins) = sigmoid(scale * difference),
-    which agrees with gold about nine times in ten. Pairs of equal gold are drawn again.
+    which agrees with gold about nine times in ten. Pairs of equal gold are redrawn.
     """
     rows: list[dict[str, object]] = []
     for i, prompt in enumerate(prompts(split, n, seed)):
@@ -289,7 +289,7 @@ def preferences(n: int, seed: int, split: str = "reward", scale: float = 12.0) -
 
 
 def demonstrations(n: int, seed: int) -> list[dict[str, object]]:
-    """n prompts of the sft split, each with the teacher's answer as "completion"."""
+    """n prompts of the sft split, each with the teacher's answer under "completion"."""
     return [
         {**prompt, "completion": teacher(prompt["requests"], stream("teacher", seed, i))}  # type: ignore[arg-type]
         for i, prompt in enumerate(prompts("sft", n, seed))
@@ -297,7 +297,7 @@ def demonstrations(n: int, seed: int) -> list[dict[str, object]]:
 
 
 def corpus(n: int, seed: int) -> list[str]:
-    """n pieces of plain text, a message and an answer of mixed quality, for a short pre-training."""
+    """n pieces of plain text, a message and an answer of mixed quality, for a short pre-training run."""
     lines = []
     for i, prompt in enumerate(prompts("base", n, seed)):
         rng = stream("corpus", seed, i)
@@ -312,8 +312,8 @@ def corpus(n: int, seed: int) -> list[str]:
 def probes(kind: str, n: int, seed: int) -> list[dict[str, object]]:
     """n minimal pairs on held-out prompts: content, requests, better, worse.
 
-    The two answers differ in what `kind` asks for and in nothing else; otherwise they are
-    of the teacher's mixed quality.
+    The two answers differ only in what `kind` asks for; otherwise they have the teacher's mixed
+    quality.
     """
     pool = (p for p in prompts("probe", 8 * n, seed) if kind in p["requests"])  # type: ignore[operator]
     rows: list[dict[str, object]] = []
@@ -323,18 +323,18 @@ def probes(kind: str, n: int, seed: int) -> list[dict[str, object]]:
         plan = _answer(requests, _TEACHER, rng)
         better, worse = (part.text() for part in _EDITS[kind](plan, requests, rng))
         if gold(requests, better)[1][kind] <= gold(requests, worse)[1][kind]:
-            raise ValueError(f"probe {kind}: {better!r} is not better than {worse!r}")
+            raise ValueError(f"probe {kind}: {better!r} is not better than {worse!r}. Hint: this is a bug in _EDITS.")
         rows.append({**prompt, "better": better, "worse": worse})
     if len(rows) < n:
-        raise ValueError(f"{len(rows)} of {n} probes for {kind!r}. Hint: ask for fewer probes.")
+        raise ValueError(f"only {len(rows)} of {n} probes for {kind!r}. Hint: ask for fewer probes.")
     return rows
 
 
 def _edit_count(plan: _Answer, requests: Requests, rng: random.Random) -> tuple[_Answer, _Answer]:
     right = NUMBERS[requests["count"]]
     wrong = rng.choice([n for n in (right - 2, right - 1, right + 1, right + 2) if n >= 1])
-    held = [thing for thing in THINGS if thing not in plan.items]
-    items = [*plan.items, *rng.sample(held, 8)]
+    unused = [thing for thing in THINGS if thing not in plan.items]
+    items = [*plan.items, *rng.sample(unused, 8)]
     joiners = [rng.choice(plan.joiners or (requests.get("joiner", DEFAULT_JOINER),))] * 8
 
     def sized(n: int) -> _Answer:
