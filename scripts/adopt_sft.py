@@ -1,14 +1,15 @@
-"""A base model that is instruction-tuned already, taken as the SFT policy: its files, copied unchanged."""
+"""Adopts a base model that is already instruction-tuned as the SFT policy: copies its files unchanged."""
 
 import shutil
 import sys
 from pathlib import Path
 
+from scripts.lib.kinds.sft import AdoptSft
 from scripts.lib.stage import artifact, contract
 
 
-def run(job: contract.Job) -> None:
-    """Copy the base model's folder, whose digests were verified when the stage started."""
+def run(job: contract.Job[AdoptSft]) -> None:
+    """Copy the base model's folder; its digests were verified when the stage started."""
 
     def copy(folder: Path) -> None:
         shutil.copytree(job.input("base"), folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
@@ -20,7 +21,7 @@ def run(job: contract.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("adopt_sft", run, ("base",), argv)
+    return contract.execute("adopt_sft", run, AdoptSft, ("base",), argv)
 
 
 if __name__ == "__main__":

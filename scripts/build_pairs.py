@@ -1,8 +1,8 @@
-"""Preference pairs from K responses per prompt: which one is chosen, which rejected (paper, section 3.3).
+"""Preference pairs from K responses per prompt: which is chosen and which rejected (paper, section 3.3).
 
-Ranks and orientation are both decided on the penalised reward, reward − length_penalty · length (equation 9), so a
-response that wins by penalised reward is never the rejected one. A truncated response is never chosen. A response whose
-words do not stand for exactly its tokens is in no pair. Ties and identical texts are dropped and counted.
+The penalised reward, reward − length_penalty · length (equation 9), decides both ranks and orientation, so a response
+with the higher penalised reward is never the rejected one. A truncated response is never chosen. A response whose text
+does not round-trip through the tokenizer is in no pair. Ties and identical texts are dropped and counted.
 """
 
 import random
@@ -15,6 +15,7 @@ from scripts.lib.data import tables
 from scripts.lib.data.responses import candidates, joined
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.seeds import derive_seed
+from scripts.lib.kinds.pairing import BuildPairs
 from scripts.lib.stage import contract
 from scripts.lib.stage.digest import text_sha256
 from scripts.lib.stage.errors import InputError
@@ -22,17 +23,17 @@ from scripts.lib.stage.errors import InputError
 Row = dict[str, Any]
 
 
-def penalised(row: Row, settings: dict[str, Any]) -> float:
+def penalised(row: Row, settings: BuildPairs) -> float:
     """Reward minus the length penalty, per character of the text or per token of the response."""
-    length = len(row["response"]) if settings["length_unit"] == "character" else row["tokens"]
-    return float(row["reward"] - settings["length_penalty"] * length)
+    length = len(row["response"]) if settings.length_unit == "character" else row["tokens"]
+    return float(row["reward"] - settings.length_penalty * length)
 
 
-def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
+def choose(rows: list[Row], settings: BuildPairs) -> tuple[Row, Row] | str:
     """(chosen, rejected) among one prompt's responses, or the reason why there is no pair.
 
-    Each row has `score`, its penalised reward. max_min takes best and worst, max_random best and a random other one,
-    max_max best and second best, quantile those nearest to the two quantiles of the ranking.
+    Each row has `score`, its penalised reward. max_min takes best and worst; max_random the best and a random
+    lower one; max_max the best two; quantile the responses nearest to the two quantiles of the ranking.
     """
     if not rows:
         return "none_trainable"
@@ -43,22 +44,22 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
     if len(ranked) < 2:
         return "single_response"
     last = len(ranked) - 1
-    if settings["strategy"] == "quantile":
-        wanted = round((1 - settings["chosen_quantile"]) * last)
+    if settings.strategy == "quantile":
+        wanted = round((1 - settings.chosen_quantile) * last)
         chosen = min(complete, key=lambda row: (abs(ranked.index(row) - wanted), ranked.index(row)))
-        rejected = ranked[round((1 - settings["rejected_quantile"]) * last)]
+        rejected = ranked[round((1 - settings.rejected_quantile) * last)]
     else:
         chosen = complete[0]
-        # A truncated response may rank above the best complete one; it cannot be what the chosen is better than.
+        # A truncated response may rank above the best complete one; such a response must not be the rejected one.
         others = ranked[ranked.index(chosen) + 1 :]
         if not others:
             return "better_truncated"
-        if settings["strategy"] == "max_min":
+        if settings.strategy == "max_min":
             rejected = others[-1]
-        elif settings["strategy"] == "max_max":
+        elif settings.strategy == "max_max":
             rejected = others[0]
         else:
-            rejected = random.Random(derive_seed(settings["seed"], chosen["prompt_id"])).choice(others)
+            rejected = random.Random(derive_seed(settings.seed, chosen["prompt_id"])).choice(others)
     if chosen is rejected:
         return "same_response"
     if chosen["response"] == rejected["response"]:
@@ -68,12 +69,12 @@ def choose(rows: list[Row], settings: dict[str, Any]) -> tuple[Row, Row] | str:
     if chosen["score"] < rejected["score"]:
         # The better response is truncated, and truncated responses are never chosen.
         return "better_truncated"
-    if chosen["score"] - rejected["score"] <= settings["minimum_margin"]:
+    if chosen["score"] - rejected["score"] <= settings.minimum_margin:
         return "small_margin"
     return chosen, rejected
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[BuildPairs]) -> None:
     """Build one table of pairs from all shards of rollouts and rewards."""
     by_prompt: dict[str, list[Row]] = {}
     table = joined(job)
@@ -84,11 +85,11 @@ def run(job: contract.Job) -> None:
     pairs: list[Row] = []
     dropped: dict[str, int] = {}
     for prompt, responses in by_prompt.items():
-        found = choose([row for row in responses if row["trainable"]], job.settings)
-        if isinstance(found, str):
-            dropped[found] = dropped.get(found, 0) + 1
+        choice = choose([row for row in responses if row["trainable"]], job.settings)
+        if isinstance(choice, str):
+            dropped[choice] = dropped.get(choice, 0) + 1
             continue
-        chosen, rejected = (row | table.row(row["row"], named=True) for row in found)
+        chosen, rejected = (row | table.row(row["row"], named=True) for row in choice)
         pairs.append(
             {
                 "pair_id": text_sha256(f"{prompt} {chosen['k']} {rejected['k']}")[:16],
@@ -108,14 +109,14 @@ def run(job: contract.Job) -> None:
                 "rejected_finish_reason": rejected["finish_reason"],
             }
         )
-    size = job.settings["size"]
+    size = job.settings.size
     if size is not None and len(pairs) > size:
         dropped["beyond_size"] = len(pairs) - size
         pairs = sorted(sorted(pairs, key=lambda pair: pair["pair_id"])[:size], key=lambda pair: pair["prompt_id"])
     if not pairs:
         raise InputError(
             f"no pairs: {len(by_prompt)} prompts, all dropped: {dropped}.\n"
-            "Hint: all_truncated: raise max_new_tokens; tied: the labeller cannot tell responses apart."
+            "Hint: for all_truncated, raise max_new_tokens; for tied, use a labeller that can tell responses apart."
         )
     job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
     job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
@@ -126,8 +127,8 @@ def run(job: contract.Job) -> None:
 
 
 def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:
-    """What a person asks of a pair table: margins, lengths in tokens, duplicates, truncation, reward spread."""
-    # In order: a mean over groups in any order differs in its last digit from run to run.
+    """Statistics of a pair table: margins, lengths in tokens, duplicates, truncation, reward spread."""
+    # Keep the order: a mean over groups in arbitrary order differs in its last digit from run to run.
     table = pl.DataFrame([{key: row[key] for key in ("prompt_id", "response", "reward", "tokens")} for row in rows])
     distinct = (
         table.group_by("prompt_id", maintain_order=True)
@@ -150,7 +151,7 @@ def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("build_pairs", run, ("rollouts*", "rewards*"), argv)
+    return contract.execute("build_pairs", run, BuildPairs, ("rollouts*", "rewards*"), argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""One policy's evaluation on held-out prompts, per response in the table and in summary in the manifest.
+"""One policy's evaluation on held-out prompts: per response in the table, summarised in the manifest.
 
-Greedy and sampled responses are summarised apart ("greedy" is temperature 0, "sampled" all others). For each
+Greedy and sampled responses are summarised separately ("greedy" is temperature 0, "sampled" all others). For each
 labeller: mean reward and win rate against the SFT policy's responses to the same prompts; a win rate compares every
-sampled response with every one of the SFT policy's, ties count half. KL to the SFT policy is the mean over sampled
-responses of log π − log π_SFT, in nats per response; it is estimated at the sampling's own temperature only if that
-is 1, since other temperatures draw from another distribution. Where vLLM has sampled, log π is its own; the check of
-the engine is an input, so that no KL is told of an engine that sees another model.
+sampled response with every one of the SFT policy's, and ties count half. KL to the SFT policy is the mean over sampled
+responses of log π − log π_SFT, in nats per response. It is an estimate of the KL of what is sampled only at
+temperature 1, since other temperatures sample from another distribution. If vLLM sampled, log π is vLLM's; the engine
+check is an input, so that no KL is reported for an engine that disagrees with the trainer.
 """
 
 import sys
@@ -16,26 +16,29 @@ from scripts.lib.data.schemas.evaluation import EVALUATION
 from scripts.lib.data.schemas.logprobs import LOGPROBS
 from scripts.lib.data.schemas.rewards import REWARDS
 from scripts.lib.data.schemas.rollouts import ROLLOUTS
-from scripts.lib.stage import contract, families
+from scripts.lib.kinds import families
+from scripts.lib.kinds.evaluation import Evaluate
+from scripts.lib.stage import contract
 from scripts.lib.stage.artifact import canonical_json
 from scripts.lib.stage.errors import InputError
 
 Row = dict[str, Any]
+INPUTS = ("rollouts*", "rewards*", "logprobs*", "sft-rewards*", "engine-checks*")
 MODES = ("sampled", "greedy")
 
 
-def reward_tables(job: contract.Job, name: str) -> dict[str, dict[tuple[str, int], float]]:
+def reward_tables(job: contract.Job[Evaluate], name: str) -> dict[str, dict[tuple[str, int], float]]:
     """(prompt_id, k) → reward for each labeller, from the shards of all labellers in order."""
-    paths, labellers = job.inputs[name], job.settings["rewards"]
+    paths, labellers = job.inputs[name], job.settings.rewards
     shards = len(job.inputs["rollouts"])
-    found = {}
+    rewards = {}
     for i, labeller in enumerate(labellers):
         table = tables.read_table(paths[i * shards : (i + 1) * shards], REWARDS)
-        found[labeller] = {(row["prompt_id"], row["k"]): row["reward"] for row in table.to_dicts()}
-    return found
+        rewards[labeller] = {(row["prompt_id"], row["k"]): row["reward"] for row in table.to_dicts()}
+    return rewards
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[Evaluate]) -> None:
     """Join a policy's evaluation rollouts with their rewards and summarise them."""
     rows = tables.read_table(job.inputs["rollouts"], ROLLOUTS).to_dicts()
     if not rows:
@@ -49,14 +52,14 @@ def run(job: contract.Job) -> None:
         try:
             row["rewards"] = {labeller: table[key] for labeller, table in rewards.items()}
             row["sft_rewards"] = {labeller: table[key] for labeller, table in sft_rewards.items()}
-            # Without a table of reference log-probabilities the policy is the SFT policy itself.
+            # Without reference log-probabilities, the policy is the SFT policy itself.
             row["kl"] = row["logprob"] - reference[key] if job.inputs["logprobs"] else 0.0
         except KeyError as error:
             raise InputError(
                 f"prompt {key[0]}, response {key[1]}: not in every rewards or logprobs table.\n"
                 "Hint: they belong to other rollouts; delete them and run Snakemake."
             ) from error
-    summary = families.load("benchmarks", job.settings["benchmark"]).summary
+    summary = families.load("benchmarks", job.settings.benchmark).summary
     job.metrics = {
         mode: summary(chosen, job.settings)
         for mode in MODES
@@ -68,16 +71,14 @@ def run(job: contract.Job) -> None:
         {**{c: row[c] for c in columns if c != "rewards"}, "rewards": canonical_json(row["rewards"])} for row in rows
     ]
     tables.write_table(job.output, table, EVALUATION, ("prompt_id", "k"))
-    best = job.settings["rewards"][0]
+    best = job.settings.rewards[0]
     parts = [f"{mode} {best} {job.metrics[mode]['rewards'][best]['mean']:.3f}" for mode in job.metrics]
     job.note = ", ".join(parts) + f", KL {job.metrics[next(iter(job.metrics))]['kl']['mean']:.2f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute(
-        "evaluate", run, ("rollouts*", "rewards*", "logprobs*", "sft-rewards*", "engine-checks*"), argv
-    )
+    return contract.execute("evaluate", run, Evaluate, INPUTS, argv)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""A small base model from random weights: tokenizer from the world's words, Llama, a short language pre-training.
+"""A small base model from random weights: a tokenizer of the world's words and a Llama after a short pre-training run.
 
-The chat template and its special tokens are Llama-3's in kind: BOS once, a header before each turn, an end-of-turn
-token after it, and a padding token that is none of the others.
+The chat template and its special tokens resemble Llama 3's: one BOS, a header before each turn, an end-of-turn token
+after it, and a padding token that differs from all others.
 """
 
 import sys
 from typing import TYPE_CHECKING
 
 from scripts.lib.data import world
+from scripts.lib.kinds.bases import MakeBase
 from scripts.lib.stage import contract
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ CONTEXT = 128
 
 
 def make_tokenizer(texts: list[str]) -> "PreTrainedTokenizerFast":
-    """A word-level tokenizer trained on texts; the roles and the line breaks of the template are always words of it."""
+    """A word-level tokenizer trained on texts; its vocabulary always has the template's roles and line breaks."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -58,8 +59,8 @@ def make_tokenizer(texts: list[str]) -> "PreTrainedTokenizerFast":
     return fast
 
 
-def run(job: contract.Job) -> None:
-    """Make the tokenizer and the model, pre-train it on the world's mixed-quality text, save both."""
+def run(job: contract.Job[MakeBase]) -> None:
+    """Make the tokenizer and the model, pre-train the model on the world's mixed-quality text, and save both."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
     from trl import SFTConfig, SFTTrainer
@@ -69,19 +70,19 @@ def run(job: contract.Job) -> None:
 
     settings = job.settings
     loading.prepare(job.runtime)
-    texts = world.corpus(settings["texts"], settings["seed"])
+    texts = world.corpus(settings.texts, settings.seed)
     tokenizer = make_tokenizer(texts)
-    set_seed(settings["seed"])
+    set_seed(settings.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=settings["hidden_size"],
-            intermediate_size=2 * settings["hidden_size"],
-            num_hidden_layers=settings["layers"],
-            num_attention_heads=settings["heads"],
+            hidden_size=settings.hidden_size,
+            intermediate_size=2 * settings.hidden_size,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
-            initializer_range=settings["initializer_range"],
+            initializer_range=settings.initializer_range,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
@@ -97,18 +98,18 @@ def run(job: contract.Job) -> None:
     )
     job.metrics = training.train(trainer, job)
     job.counts = {
-        "texts_in": settings["texts"],
+        "texts_in": settings.texts,
         "dropped_too_long": dropped,
         "texts_trained": len(rows),
         "parameters": model.num_parameters(),
     }
-    artifact.write_model(job.output, lambda folder: loading.save(model, tokenizer, folder, job.settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: loading.save(model, tokenizer, folder, job.settings.dtype))
     job.note = f"{model.num_parameters():,} parameters, {len(tokenizer)} words, loss {job.metrics['last_loss']:.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("make_base", run, (), argv)
+    return contract.execute("make_base", run, MakeBase, (), argv)
 
 
 if __name__ == "__main__":

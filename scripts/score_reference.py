@@ -1,6 +1,6 @@
 """Reference log-probabilities of preference pairs, computed once and used by every DPO step on them.
 
-Sums in nats over the answer's tokens, the end of turn included, at temperature 1.
+Sums in nats over the answer's tokens, including the end of turn, at temperature 1.
 """
 
 import sys
@@ -8,10 +8,11 @@ import sys
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.kinds.pairing import ScoreReference
 from scripts.lib.stage import contract
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[ScoreReference]) -> None:
     """Score both sides of every pair under the reference policy."""
     from scripts.lib.models import chat, loading, scoring
 
@@ -20,9 +21,9 @@ def run(job: contract.Job) -> None:
     tokenizer = loading.load_tokenizer(job.input("scorer"))
     kernel = loading.attention(job, device)
     model = loading.load_policy(
-        job.input("scorer"), job.settings["dtype"], device, kernel, job.settings["quantization"]
+        job.input("scorer"), job.settings.dtype, device, kernel, job.settings.quantization
     ).eval()
-    # Chosen and rejected of a pair are neighbours: sequence 2i is the chosen side of pair i, 2i + 1 the rejected.
+    # Sequence 2i is the chosen side of pair i, sequence 2i + 1 the rejected side.
     sequences: list[tuple[list[int], list[int]]] = []
     for row in rows:
         prompt, chosen, rejected = chat.pair_ids(tokenizer, row)
@@ -49,7 +50,7 @@ def run(job: contract.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("score_reference", run, ("scorer", "pairs"), argv)
+    return contract.execute("score_reference", run, ScoreReference, ("scorer", "pairs"), argv)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""RAFT: supervised fine-tuning on the best of K responses by reward (reward-ranked fine-tuning).
+"""RAFT (reward-ranked fine-tuning): supervised fine-tuning on the best of K responses by reward.
 
-The best complete response of each prompt is trained on, among those whose words stand for exactly their tokens; a
-prompt that has none, most often because all were cut off, is dropped.
+For each prompt, training uses the best complete response whose text round-trips through the tokenizer. A prompt without
+one, usually because all responses were cut off, is dropped.
 """
 
 import sys
@@ -10,25 +10,27 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib.data.responses import candidates, engine_gap, joined
+from scripts.lib.data.engine_gap import engine_gap
+from scripts.lib.data.responses import candidates, joined
+from scripts.lib.kinds.runs import TrainRaft
 from scripts.lib.stage import contract
 from scripts.lib.stage.errors import InputError
 
 
 def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """(the complete response with the highest reward of each prompt, prompts that have no complete one)."""
+    """(each prompt's trainable complete response with the highest reward, number of prompts without one)."""
     prompts = {row["prompt_id"] for row in rows}
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["finish_reason"] != "stop" or not row["trainable"]:
             continue
-        held = best.get(row["prompt_id"])
-        if held is None or row["reward"] > held["reward"]:
+        leader = best.get(row["prompt_id"])
+        if leader is None or row["reward"] > leader["reward"]:
             best[row["prompt_id"]] = row
     return list(best.values()), len(prompts) - len(best)
 
 
-def run(job: contract.Job) -> None:
+def run(job: contract.Job[TrainRaft]) -> None:
     """Fine-tune a policy on the best responses."""
     from scripts.lib.models import loading, sft
 
@@ -38,13 +40,13 @@ def run(job: contract.Job) -> None:
     best, none_complete = best_responses(responses)
     if not best:
         raise InputError(
-            f"no response to train on: all {len(responses)} were cut off, or have special tokens inside.\n"
+            f"no response to train on: all {len(responses)} were cut off or do not round-trip through the tokenizer.\n"
             "Hint: raise max_new_tokens of the sampling."
         )
     tokenizer = loading.load_tokenizer(job.input("start"))
 
-    def rows_of(some: pl.DataFrame) -> Iterator[dict[str, list[int]]]:
-        for row in some.iter_rows(named=True):
+    def rows_of(part: pl.DataFrame) -> Iterator[dict[str, list[int]]]:
+        for row in part.iter_rows(named=True):
             prompt, response = row["prompt_ids"], row["token_ids"]
             yield sft.row(prompt + response, [0] * len(prompt) + [1] * len(response))
 
@@ -60,7 +62,7 @@ def run(job: contract.Job) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see `--help`."""
-    return contract.execute("train_raft", run, ("start", "rollouts*", "rewards*", "engine-checks*"), argv)
+    return contract.execute("train_raft", run, TrainRaft, ("start", "rollouts*", "rewards*", "engine-checks*"), argv)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,32 @@
-"""How a policy's responses are rewarded, against those of its SFT policy to the same prompts.
+"""Rewards of a policy's responses, compared with those of its SFT policy on the same prompts.
 
-A win rate compares every response with every one of the SFT policy's, ties count half. KL to the SFT policy is the mean
+A win rate compares every response with every one of the SFT policy's; ties count half. KL to the SFT policy is the mean
 of log π − log π(SFT) over the responses, in nats per response.
 """
 
 from typing import Any
 
 from scripts.lib.data.stats import interval
+from scripts.lib.kinds.evaluation import Evaluate
 
 Row = dict[str, Any]
 
 
-def win_rate(own: list[float], other: list[float]) -> float:
-    """Share of all pairs (one of own, one of other) in which own is higher; ties count half."""
-    wins = sum((a > b) + 0.5 * (a == b) for a in own for b in other)
-    return wins / (len(own) * len(other))
+def win_rate(rewards: list[float], baseline: list[float]) -> float:
+    """Share of all pairs (one of rewards, one of baseline) in which the former is higher; ties count half."""
+    wins = sum((a > b) + 0.5 * (a == b) for a in rewards for b in baseline)
+    return wins / (len(rewards) * len(baseline))
 
 
-def summary(rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
-    """Means with bootstrap intervals over prompts; `change` is the paired difference to the SFT policy."""
+def summary(rows: list[Row], settings: Evaluate) -> dict[str, Any]:
+    """Means with bootstrap intervals over prompts; `change` is the paired difference from the SFT policy."""
     by_prompt: dict[str, list[Row]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt_id"], []).append(row)
 
     def over_prompts(value: Any) -> dict[str, float]:
         per_prompt = [value(group) for group in by_prompt.values()]
-        return interval(per_prompt, settings["confidence"], settings["resamples"], settings["seed"])
+        return interval(per_prompt, settings.confidence, settings.resamples, settings.seed)
 
     def mean(group: list[Row], field: Any) -> float:
         return float(sum(field(row) for row in group) / len(group))
@@ -39,17 +40,17 @@ def summary(rows: list[Row], settings: dict[str, Any]) -> dict[str, Any]:
         "change": {},
         "win_rate": {},
     }
-    for labeller in settings["rewards"]:
+    for labeller in settings.rewards:
 
-        def own(row: Row, labeller: str = labeller) -> float:
+        def reward(row: Row, labeller: str = labeller) -> float:
             return float(row["rewards"][labeller])
 
-        def sft(row: Row, labeller: str = labeller) -> float:
+        def sft_reward(row: Row, labeller: str = labeller) -> float:
             return float(row["sft_rewards"][labeller])
 
-        result["rewards"][labeller] = over_prompts(lambda group: mean(group, own))
-        result["change"][labeller] = over_prompts(lambda group: mean(group, own) - mean(group, sft))
+        result["rewards"][labeller] = over_prompts(lambda group: mean(group, reward))
+        result["change"][labeller] = over_prompts(lambda group: mean(group, reward) - mean(group, sft_reward))
         result["win_rate"][labeller] = over_prompts(
-            lambda group: win_rate([own(row) for row in group], [sft(row) for row in group])
+            lambda group: win_rate([reward(row) for row in group], [sft_reward(row) for row in group])
         )
     return result

@@ -1,21 +1,21 @@
-"""A Bradley-Terry reward model: the scalar head's value on the last token, in the model's own chat template."""
+"""A Bradley-Terry reward model: the value of its scalar head on the last token, in the model's own chat template."""
 
 from typing import Any
 
 from scripts.lib.data.rewards import Label
-from scripts.lib.models import chat, loading, scoring
+from scripts.lib.models import chat, forward, loading, scoring
 from scripts.lib.stage.contract import Job
 
 
-def label(job: Job, rows: list[dict[str, Any]]) -> list[Label]:
-    """Rewards of rows of rollouts by the job's input `model`, in batches of similar length.
+def label(job: Job[Any], rows: list[dict[str, Any]]) -> list[Label]:
+    """Rewards of rollout rows by the job's input `model`, in batches of similar length.
 
-    Counts the responses from which the text of a special token was removed.
+    Spelled-out special tokens are removed from responses first; `special_tokens_removed` counts these responses.
     """
     device = loading.prepare(job.runtime)
     tokenizer = loading.load_tokenizer(job.input("model"))
     kernel = loading.attention(job, device)
-    model = loading.load_reward(job.input("model"), job.settings["dtype"], device, kernel).eval()
+    model = loading.load_reward(job.input("model"), job.settings.dtype, device, kernel).eval()
     messages = {row["prompt_id"]: row["messages"] for row in rows}
     prompts = {key: chat.render(tokenizer, turns, answer_next=True) for key, turns in messages.items()}
     prompt_ids = {key: chat.encode(tokenizer, text) for key, text in prompts.items()}
@@ -25,10 +25,10 @@ def label(job: Job, rows: list[dict[str, Any]]) -> list[Label]:
         + chat.completion_ids(tokenizer, row["messages"], answer, prompts[row["prompt_id"]])
         for row, answer in zip(rows, answers)
     ]
-    found = scoring.score(
+    rewards = scoring.score(
         job,
         [len(ids) for ids in sequences],
-        lambda batch: scoring.rewards(model, tokenizer, [sequences[i] for i in batch], device),
+        lambda batch: forward.rewards(model, tokenizer, [sequences[i] for i in batch], device),
     )
     job.counts["special_tokens_removed"] = sum(answer != row["response"] for row, answer in zip(rows, answers))
-    return [(reward, {}) for reward in found]
+    return [(reward, {}) for reward in rewards]

@@ -1,4 +1,4 @@
-"""The score of the project's own world, from the requests in a prompt's metadata; no training sees it."""
+"""The gold score of the project's own world, from the requests in a prompt's metadata; training never sees it."""
 
 import json
 from typing import Any
@@ -9,17 +9,17 @@ from scripts.lib.stage.contract import Job
 from scripts.lib.stage.errors import InputError
 
 
-def label(job: Job, rows: list[dict[str, Any]]) -> list[Label]:
-    """Rewards in [0, 1], and their value by request, of rows of rollouts.
+def label(job: Job[Any], rows: list[dict[str, Any]]) -> list[Label]:
+    """Rewards in [0, 1] of rollout rows, each with its value per request.
 
-    Raises InputError for a prompt that is not the world's.
+    Raises InputError for a prompt that does not come from the world.
     """
-    found = []
+    labels = []
     for row in rows:
         if not row["metadata"]:
             raise InputError(
                 f"{job.input('rollouts')}: prompt {row['prompt_id']} has no metadata for the verifier 'world_gold'.\n"
-                "Hint: the world's verifier scores the world's prompts only."
+                "Hint: this verifier scores only prompts that the world made."
             )
-        found.append(world.gold(json.loads(row["metadata"]), row["response"]))
-    return found
+        labels.append(world.gold(json.loads(row["metadata"]), row["response"]))
+    return labels

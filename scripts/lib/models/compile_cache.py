@@ -1,7 +1,7 @@
 """vLLM's cache of compiled kernels, shared safely by engines that start at the same time.
 
-The cache lies in vLLM's own folder: $VLLM_CACHE_ROOT, or `vllm` in $XDG_CACHE_HOME, which a site may point to its
-scratch.
+The cache is in vLLM's own folder: $VLLM_CACHE_ROOT, or `vllm` in $XDG_CACHE_HOME, which a site may point to its
+scratch file system.
 """
 
 import fcntl
@@ -15,22 +15,23 @@ from scripts.lib.stage.artifact import canonical_json
 from scripts.lib.stage.digest import text_sha256
 from scripts.lib.stage.progress import progress
 
-# What differs between engines that share what they compile. The model's folder is not among it: vLLM keys by that too.
+# Arguments that may differ between engines that share compiled kernels. The model's folder may not: vLLM's own cache
+# key includes it.
 NOT_COMPILED = ("seed", "gpu_memory_utilization")
 
 
 def folder() -> Path:
-    """Where vLLM keeps what it compiles."""
+    """The folder of vLLM's compiled kernels."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("VLLM_CACHE_ROOT") or Path(cache) / "vllm")
 
 
 @contextmanager
 def first_compiles(architecture: Path, arguments: dict[str, Any], version: str, processor: str) -> Iterator[None]:
-    """Let one engine of a model start alone on a kind of GPU, and the others once it has filled the cache.
+    """Let one engine for a model and GPU type start alone; the others start once it has filled the cache.
 
-    `architecture` is the model's config.json: the weights in its folder do not matter to what is compiled, the folder
-    does. `processor` is the GPU's name. If the first one fails, the next one tries.
+    `architecture` is the model's config.json; its folder decides what is compiled, the weights in it do not.
+    `processor` is the GPU's name. If the first engine fails, the next one tries.
     """
     decisive = {name: value for name, value in arguments.items() if name not in NOT_COMPILED}
     key = text_sha256(f"{version} {processor} {architecture.read_text()} {canonical_json(decisive)}")[:16]
@@ -42,25 +43,25 @@ def first_compiles(architecture: Path, arguments: dict[str, Any], version: str, 
     with lock.open("w") as held:
         _acquire(held)
         if done.exists():
-            _release(held)  # the others wait no longer either
+            _release(held)  # the cache is filled, so the others need not wait either
             yield
         else:
             yield
             done.touch()
-            _release(held)  # at once, whatever processes the engine has started with this file open
+            _release(held)  # explicitly: processes that the engine started may keep the file open
 
 
 def _acquire(held: IO[str]) -> None:
-    """Wait for the lock; where the file system has none, go on without: at worst an engine compiles again."""
+    """Wait for the lock. Continue without it if the file system has no locks: at worst an engine compiles again."""
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        progress("another engine of this model compiles first; waiting for it")
+        progress("waiting for another engine of this model to compile first")
         fcntl.flock(held, fcntl.LOCK_EX)
     except OSError as error:
         progress(f"{folder()}: no flock ({error.strerror}); engines that start together may all compile")
 
 
 def _release(held: IO[str]) -> None:
-    with suppress(OSError):  # what could not be locked
+    with suppress(OSError):  # not locked: the file system has no locks
         fcntl.flock(held, fcntl.LOCK_UN)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Request:
-    """One response to draw: token ids to continue, temperature (0 is greedy), nucleus mass, its own seed.
+    """One response to draw: the prompt's token ids, temperature (0 is greedy), top_p, and the response's own seed.
 
     `logprob` asks for the response's log-probability.
     """
@@ -22,7 +22,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """Token ids up to and including the stop token if there is one, and log-probability in nats if asked for."""
+    """Token ids up to and including the stop token, if any; log-probability in nats if requested, else None.
+
+    `finish_reason` is `stop`, or `length` for a response that was cut off.
+    """
 
     token_ids: list[int]
     finish_reason: str
@@ -30,7 +33,7 @@ class Response:
 
 
 class Engine(Protocol):
-    """What generates: `transformers` or `vllm`, one file each in scripts/lib/models/engines."""
+    """A generation engine: `transformers` or `vllm`, one file each in scripts/lib/models/engines."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
-        """One response per request, each under its request's position, some at a time, as they are finished."""
+        """One response per request, keyed by the request's position, in batches as they are finished."""

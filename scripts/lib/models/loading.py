@@ -1,10 +1,12 @@
-"""Loading and saving models: verified when read, safetensors only, no remote code, never from a hub."""
+"""Loading and saving models: digests verified first, safetensors only, no remote code, never from a hub."""
 
 import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.kinds.common import Typed
+from scripts.lib.kinds.runtime import Runtime
 from scripts.lib.stage import ranks
 from scripts.lib.stage.contract import Job, offline
 from scripts.lib.stage.errors import InputError
@@ -23,22 +25,22 @@ from transformers import (  # noqa: E402
 )
 
 
-def prepare(runtime: dict[str, Any]) -> torch.device:
-    """Set the math threads and return the device that the runtime keys ask for.
+def prepare(runtime: Runtime) -> torch.device:
+    """Set the number of PyTorch threads and return the device that the runtime keys ask for.
 
-    Raises InputError where a GPU is asked for and PyTorch sees none: days on the cores of a GPU node would follow.
+    Raises InputError if a GPU is requested and PyTorch sees none: the step would run for days on the node's CPU cores.
     """
-    if runtime.get("torch_threads"):
-        torch.set_num_threads(runtime["torch_threads"])
-    wanted = runtime.get("device", "auto")
+    if runtime.torch_threads:
+        torch.set_num_threads(runtime.torch_threads)
+    wanted = runtime.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise InputError(
             f"runtime.device is cuda, but PyTorch {torch.__version__}, {built}, sees no GPU.\n"
-            f"Hint: an environment made on a machine without a GPU has no CUDA: make {sys.prefix} again, as `make "
-            ".venv/ready GPU=1` or `make rollout-env GPU=1` do; or see whether nvidia-smi finds the driver; or set "
+            f"Hint: an environment made on a machine without a GPU has no CUDA: rebuild {sys.prefix} with `make "
+            ".venv/ready GPU=1` or `make rollout-env GPU=1`; or check that nvidia-smi finds the driver; or set "
             "runtime.device to auto."
         )
     return torch.device(wanted, ranks.local()) if wanted == "cuda" else torch.device(wanted)
@@ -50,35 +52,35 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def attention(job: Job, device: torch.device) -> str:
-    """The attention kernel that `runtime.attention` asks for, or the fastest there is; noted in the job's facts.
+def attention(job: Job[Typed], device: torch.device) -> str:
+    """The attention kernel that `runtime.attention` names, or the fastest available; recorded in the job's facts.
 
-    flash_attention_2 takes 16-bit numbers on a GPU only. Raises InputError where it is asked for and cannot be had.
+    flash_attention_2 needs a GPU and bfloat16. Raises InputError if it is requested but not available.
     """
-    asked, dtype = job.runtime["attention"], job.settings["dtype"]
+    requested, dtype = job.runtime.attention, job.settings.dtype
     missing = [
-        what
-        for what, there in {
+        requirement
+        for requirement, met in {
             "the package flash-attn": importlib.util.find_spec("flash_attn") is not None,
             "a GPU": device.type == "cuda",
             "dtype: bfloat16": dtype == "bfloat16",
         }.items()
-        if not there
+        if not met
     ]
-    if asked == "flash_attention_2" and missing:
+    if requested == "flash_attention_2" and missing:
         raise InputError(
             f"runtime.attention is flash_attention_2, which needs {', '.join(missing)}.\n"
-            "Hint: set runtime.attention to auto, which takes the fastest kernel there is."
+            "Hint: set runtime.attention to auto, which takes the fastest kernel available."
         )
-    chosen = str(asked) if asked != "auto" else "sdpa" if missing else "flash_attention_2"
+    chosen = str(requested) if requested != "auto" else "sdpa" if missing else "flash_attention_2"
     job.facts["attention"] = chosen
     return chosen
 
 
 def four_bits(dtype: str) -> BitsAndBytesConfig:
-    """Weights of linear layers, but the head, in nf4 with doubly quantised constants (QLoRA, section 3).
+    """nf4 with double quantisation for all linear layers but the head (QLoRA, section 3).
 
-    Raises InputError where bitsandbytes is not installed.
+    Raises InputError if bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
@@ -93,14 +95,14 @@ def four_bits(dtype: str) -> BitsAndBytesConfig:
     )
 
 
-def _loaded(kind: Any, folder: Path, dtype: str, quantization: str | None, device: Any, **own: Any) -> Any:
+def _loaded(kind: Any, folder: Path, dtype: str, quantization: str | None, device: Any, **options: Any) -> Any:
     if quantization is not None:
-        own |= {"quantization_config": four_bits(dtype), "device_map": {"": device}}
+        options |= {"quantization_config": four_bits(dtype), "device_map": {"": device}}
     model = kind.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, **own
+        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, **options
     )
     if quantization is not None:
-        # On some processors bitsandbytes repacks weights in evaluation, for another arithmetic and without gradients.
+        # On some CPUs bitsandbytes repacks weights in evaluation mode: other rounding, and no gradients.
         for part in model.modules():
             if hasattr(part, "support_avx512bf16_for_cpu"):
                 part.support_avx512bf16_for_cpu = False
@@ -116,7 +118,7 @@ def load_policy(
     attention: str = "sdpa",
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model; the stage has verified its digests already (scripts/lib/stage/contract.py)."""
+    """A causal language model. The stage has already verified its digests (scripts/lib/stage/contract.py)."""
     model: PreTrainedModel = _loaded(
         AutoModelForCausalLM, folder, dtype, quantization, device, attn_implementation=attention
     )
@@ -130,21 +132,21 @@ def load_reward(
     attention: str = "sdpa",
     quantization: str | None = None,
 ) -> PreTrainedModel:
-    """A sequence classifier with one label: the scalar head on the last token."""
-    own = {"attn_implementation": attention, "num_labels": 1}
-    model: PreTrainedModel = _loaded(AutoModelForSequenceClassification, folder, dtype, quantization, device, **own)
+    """A sequence classifier with one label: a scalar head on the last token."""
+    options = {"attn_implementation": attention, "num_labels": 1}
+    model: PreTrainedModel = _loaded(AutoModelForSequenceClassification, folder, dtype, quantization, device, **options)
     return model
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str) -> None:
-    """Weights, configuration, tokenizer and chat template. Not Trainer.save_model, which adds a pickle."""
+    """Save weights, configuration, tokenizer and chat template. Trainer.save_model would also write a pickle."""
     model.config.use_cache = True
     model.to(getattr(torch, dtype)).save_pretrained(folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 
 def generation_config(folder: Path) -> GenerationConfig | None:
-    """The model's own list of stop tokens, if it ships one."""
+    """The generation config that a model ships, with its stop tokens; None if it ships none."""
     if not (folder / "generation_config.json").is_file():
         return None
     return GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning on token rows by TRL's SFTTrainer: what SFT and RAFT share."""
+"""Fine-tuning on token rows with TRL's SFTTrainer, shared by SFT and RAFT."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from scripts.lib.kinds.trainer import Finetuned
 from scripts.lib.models import loading, lora, rows, training
 from scripts.lib.stage import artifact, contract, ranks
 from scripts.lib.stage.errors import InputError
@@ -14,12 +15,12 @@ IGNORED = -100
 
 
 def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
-    """A training row: token ids, and labels that count only where the mask is 1."""
+    """A training row: token ids, and labels that count in the loss only where the mask is 1."""
     return {"input_ids": ids, "labels": [token if counts else IGNORED for token, counts in zip(ids, mask)]}
 
 
 def fine_tune(
-    job: contract.Job,
+    job: contract.Job[Finetuned],
     start: Path,
     tokenizer: Any,
     items: Any,
@@ -27,12 +28,13 @@ def fine_tune(
     device: Any,
     packing: bool = False,
 ) -> int:
-    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; returns how many rows fit.
+    """Train the policy in `start` on the rows that fit, save it, fill counts and metrics; return how many rows fit.
 
     `items` and `rows_of` are those of rows.dataset. With `packing` several rows share a block of `max_length` tokens,
-    by best fit, and none sees another: positions begin anew with each, which keeps attention inside.
+    by best fit, and none attends to another: positions restart with each row, which confines attention to it.
+    Raises InputError if no row fits.
     """
-    longest = job.settings["max_length"]
+    longest = job.settings.max_length
     fitting, dropped = rows.dataset(job, items, rows_of, lambda row: len(row["input_ids"]) <= longest)
     if not len(fitting):
         raise InputError(f"all {dropped} rows are longer than max_length = {longest} tokens.\nHint: raise it.")
@@ -42,16 +44,16 @@ def fine_tune(
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        peft_config=lora.config(job.settings["lora"], model, "CAUSAL_LM"),
+        peft_config=lora.config(job.settings.lora, model, "CAUSAL_LM"),
         train_dataset=kept,
         processing_class=tokenizer,
     )
     job.metrics |= training.train(trainer, job)
-    trained = training.gather_full_model(trainer, lambda: loading.load_policy(start, job.settings["dtype"]))
+    trained = training.gather_full_model(trainer, lambda: loading.load_policy(start, job.settings.dtype))
     if not ranks.first():
         return len(fitting)
     job.counts |= {"rows_in": len(items), "dropped_too_long": dropped, "rows_trained": len(fitting)}
     if packing:
         job.counts["blocks_trained"] = len(kept)
-    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, job.settings["dtype"]))
+    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, job.settings.dtype))
     return len(fitting)

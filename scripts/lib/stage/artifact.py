@@ -143,8 +143,8 @@ def digest_lines(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> set[str]:
     """Names of a folder's files; the time stamp that Snakemake leaves in directory outputs is not ours."""
-    found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    return found - {".snakemake_timestamp"}
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    return names - {".snakemake_timestamp"}
 
 
 def verify_model(folder: Path) -> str:
@@ -164,9 +164,9 @@ def verify_model(folder: Path) -> str:
             raise InputError(f"{folder}/{name}: missing\n{hint}")
         if name not in wanted:
             raise InputError(f"{folder}/{name}: not listed in {listing}\n{hint}")
-        found = file_sha256(folder / name)
-        if found != wanted[name]:
-            raise InputError(f"{folder}/{name}: sha256 is {found}, {listing.name} says {wanted[name]}\n{hint}")
+        actual = file_sha256(folder / name)
+        if actual != wanted[name]:
+            raise InputError(f"{folder}/{name}: sha256 is {actual}, {listing.name} says {wanted[name]}\n{hint}")
     return file_sha256(listing)
 
 

@@ -62,12 +62,12 @@ def last_whole(folder: Path, shared: dict[str, Any]) -> str | None:
     """The newest whole checkpoint in a folder that was shared like this, if there is one; all others are removed."""
     kept = []
     for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1])):
-        found = artifact.read_json(path / WHOLE) if (path / WHOLE).exists() else None
-        if found == shared:
+        saved = artifact.read_json(path / WHOLE) if (path / WHOLE).exists() else None
+        if saved == shared:
             kept.append(path)
             continue
-        if found is not None:
-            progress(f"{path}: saved under {_in_words(found)}, this step runs under {_in_words(shared)}; thrown away")
+        if saved is not None:
+            progress(f"{path}: saved under {_in_words(saved)}, this step runs under {_in_words(shared)}; thrown away")
         shutil.rmtree(path)
     if not kept:
         return None

@@ -10,7 +10,6 @@ Exit codes: 0 done, 1 a bug, 2 bad config or input.
 import argparse
 import atexit
 import gc
-import json
 import os
 import platform
 import resource
@@ -21,19 +20,27 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from scripts.lib.stage import artifact, ranks, work
 from scripts.lib.stage.digest import FORMAT, code_digest, plumbing_digest
 from scripts.lib.stage.errors import InputError
 from scripts.lib.stage.progress import progress as progress
 
+if TYPE_CHECKING:
+    from scripts.lib.kinds.common import Block
+    from scripts.lib.kinds.runtime import StageRuntime
+
+# What is written for the settings of several stages takes a job of each.
+Settings = TypeVar("Settings", bound="Block", covariant=True)
+
 
 @dataclass
-class Job:
+class Job(Generic[Settings]):
     """What a stage is asked to do, and what it reports back.
 
-    `settings` and `runtime` are the parsed JSON arguments, `inputs` maps an input's name to its paths in order,
+    `settings` and `runtime` are the parsed JSON arguments (scripts/lib/kinds).
+    `inputs` maps an input's name to its paths in order,
     `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
     say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
     (headline numbers), `facts` (what may differ between two runs of the same work) and `note` (one line for people).
@@ -41,8 +48,8 @@ class Job:
     """
 
     stage: str
-    settings: dict[str, Any]
-    runtime: dict[str, Any]
+    settings: Settings
+    runtime: "StageRuntime"
     inputs: dict[str, list[Path]]
     output: Path
     work: Path
@@ -60,9 +67,12 @@ class Job:
         return path
 
 
-def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], argv: list[str] | None) -> int:
+def execute(
+    stage: str, run: Callable[[Job[Any]], None], settings: Any, inputs: tuple[str, ...], argv: list[str] | None
+) -> int:
     """Parse the command line, run the stage, write its manifest, and return the exit code.
 
+    `settings` is the type of the stage's settings: a block, or a union of blocks told apart by `kind`.
     `inputs` names the stage's inputs; a name ending in `*` takes any number of paths, one in `?` none or one.
     """
     parser = argparse.ArgumentParser(prog=f"python -m scripts.{stage}", description=sys.modules[run.__module__].__doc__)
@@ -81,7 +91,7 @@ def execute(stage: str, run: Callable[[Job], None], inputs: tuple[str, ...], arg
     if argv is None:
         atexit.register(_end_at_once, done)  # the first to come is the last to go: libraries' own handlers run before
     try:
-        _execute(stage, run, args, [name.rstrip("*?") for name in inputs])
+        _execute(stage, run, settings, args, [name.rstrip("*?") for name in inputs])
         done.append(stage)
     except InputError as error:
         # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
@@ -107,12 +117,14 @@ def _end_at_once(done: list[str]) -> None:
         os._exit(0)
 
 
-def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, names: list[str]) -> None:
+def _execute(
+    stage: str, run: Callable[[Job[Any]], None], kind: Any, args: argparse.Namespace, names: list[str]
+) -> None:
     started = time.monotonic()
     # Importing torch allocates millions of objects that stay: collecting among them costs a quarter of the import.
     gc.set_threshold(100_000)
-    settings = _json(args.settings, "--settings")
-    code = code_digest(stage, settings)
+    settings, told = parsed(args.settings, args.runtime, kind)
+    code = code_digest(stage, settings.model_dump())
     if args.code is not None and args.code != code:
         raise InputError(
             f"the code changed after the build was planned:\n  planned {args.code}\n  now     {code}\n"
@@ -123,8 +135,8 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     tail = artifact.stem(args.output).relative_to(root)
     folder, logs = root / "work" / tail, root / "logs"
     curves = logs / "tensorboard" / tail
-    job = Job(stage, settings, _json(args.runtime, "--runtime"), paths, args.output, folder, curves, logs)
-    ranks.join(ranks.on_gpu(job.runtime.get("device", "cpu")))
+    job = Job(stage, settings, told, paths, args.output, folder, curves, logs)
+    ranks.join(ranks.on_gpu(job.runtime.device))
     if not ranks.first():
         if not ranks.agree(False):
             run(job)
@@ -134,7 +146,7 @@ def _execute(stage: str, run: Callable[[Job], None], args: argparse.Namespace, n
     with work.locked(folder) as waited:
         artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
-        made_of = {"stage": stage, "settings": job.settings, "code": code, "inputs": inputs}
+        made_of = {"stage": stage, "settings": settings.model_dump(mode="json"), "code": code, "inputs": inputs}
         job.made_of = made_of
         made = bool(waited) and _already_made(job.output, made_of)
         if not made:
@@ -162,11 +174,11 @@ def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
         return False
 
 
-def _run_facts(job: Job, started: float) -> dict[str, Any]:
+def _run_facts(job: Job[Any], started: float) -> dict[str, Any]:
     """What this run took: seconds, processor and GPU seconds, MiB at the peak, bytes made, and on what hardware."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     torch = sys.modules.get("torch")
-    on_gpu = ranks.on_gpu(job.runtime.get("device", "cpu"))
+    on_gpu = ranks.on_gpu(job.runtime.device)
     seen = torch.cuda.device_count() if torch and on_gpu else 0
     gpus = max(seen, ranks.count()) if seen else 0  # over several nodes, more than this process sees
     seconds = time.monotonic() - started
@@ -179,7 +191,7 @@ def _run_facts(job: Job, started: float) -> dict[str, Any]:
         "gpus": gpus,
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
         "bytes": artifact.size(job.output),
-        "runtime": job.runtime,
+        "runtime": job.runtime.model_dump(mode="json", exclude_unset=True),
         "plumbing": plumbing_digest(),
     }
     if torch and gpus:
@@ -214,14 +226,20 @@ def _as_list(value: Any) -> list[Path]:
     return value if isinstance(value, list) else [value]
 
 
-def _json(text: str, option: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{option}: not JSON: {error}\nHint: quote it as the log's first line does.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{option}: expected a JSON object, found {text!r}")
-    return value
+def parsed(settings: str, runtime: str, kind: Any) -> tuple[Any, "StageRuntime"]:
+    """The JSON arguments as blocks, `settings` as one of `kind`. Raises InputError with every key that does not fit."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from scripts.lib.kinds.runtime import StageRuntime
+
+    blocks = []
+    for option, text, wanted in (("--settings", settings, kind), ("--runtime", runtime, StageRuntime)):
+        try:
+            blocks.append(TypeAdapter(wanted).validate_json(text))
+        except ValidationError as error:
+            wrong = [f"{'.'.join(map(str, item['loc'])) or 'the whole'}: {item['msg']}" for item in error.errors()]
+            raise InputError(f"{option}: {'; '.join(wrong)}\nHint: quote it as the log's first line does.") from error
+    return blocks[0], blocks[1]
 
 
 def offline() -> None:

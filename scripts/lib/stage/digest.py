@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.stage import families
+from scripts.lib.kinds import families
 
 ROOT = Path(__file__).resolve().parents[3]
 # Raise it when a change in scripts/lib/stage changes what any stage writes: every artifact is then made again.
@@ -77,7 +77,7 @@ def _module_path(module: str) -> Path | None:
 
 def _imports(tree: ast.AST) -> set[str]:
     """In-repository modules and deciding packages that a tree imports, wherever in the file the import stands."""
-    found: set[str] = set()
+    imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -85,9 +85,9 @@ def _imports(tree: ast.AST) -> set[str]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        found.update(name for name in names if name.split(".")[0] == "scripts" and _module_path(name))
-        found.update(DECIDING.intersection(name.split(".")[0] for name in names))
-    return found
+        imported.update(name for name in names if name.split(".")[0] == "scripts" and _module_path(name))
+        imported.update(DECIDING.intersection(name.split(".")[0] for name in names))
+    return imported
 
 
 @cache
@@ -125,7 +125,7 @@ def _code_digest(stage: str, members: tuple[str, ...]) -> str:
     pending, seen = [f"scripts.{stage}", *map(families.module, members)], set[str]()
     while pending:
         name = pending.pop()
-        if name not in seen and not name.startswith(NOT_DIGESTED):
+        if name not in seen and not f"{name}.".startswith(NOT_DIGESTED):
             seen.add(name)
             pending.extend(_module(name)[1] if name not in DECIDING else ())
     empty = text_sha256(repr(_canonical(ast.parse(""))))

@@ -53,13 +53,13 @@ def not_granted(nodes: int, gpus: int, environment: Mapping[str, str]) -> str:
     Processes are counted from what was asked: with fewer GPUs several would share one, with more some would idle.
     """
     listed = environment.get("CUDA_VISIBLE_DEVICES")
-    found = {
+    asked_and_given = {
         "GPUs on this node": (gpus, len(listed.split(",")) if listed and gpus else None),
         "nodes": (nodes, int(environment["SLURM_NNODES"]) if "SLURM_NNODES" in environment else None),
     }
     wrong = [
         f"{asked} {what} were asked for, {given} granted"
-        for what, (asked, given) in found.items()
+        for what, (asked, given) in asked_and_given.items()
         if given not in (None, asked)
     ]
     return "; ".join(wrong)
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> int:
             message = f"{args.nodes} nodes are asked for outside a SLURM job\nHint: use --profile slurm, or one node."
             print(message, file=sys.stderr)
             return 2
-        own = [f"--{name}={getattr(args, name)}" for name in ("nodes", "processes", "gpus", "threads")]
-        again = [sys.executable, "-m", "scripts.lib.stage.launch", "--granted", "--on-node", *own, *args.stage]
+        sizes = [f"--{name}={getattr(args, name)}" for name in ("nodes", "processes", "gpus", "threads")]
+        again = [sys.executable, "-m", "scripts.lib.stage.launch", "--granted", "--on-node", *sizes, *args.stage]
         command = srun(args.nodes, args.gpus, args.threads, again)
     else:
         if args.gpus and not args.granted:

@@ -33,9 +33,9 @@ def visible() -> list[str]:
     try:
         shown = subprocess.run(["nvidia-smi", "--list-gpus"], check=True, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        if found := sorted(path.name for path in DEVICES.glob("nvidia[0-9]*")):
+        if devices := sorted(path.name for path in DEVICES.glob("nvidia[0-9]*")):
             raise SystemExit(
-                f"{', '.join(found)} in {DEVICES}, but they cannot be listed: {error}\n"
+                f"{', '.join(devices)} in {DEVICES}, but they cannot be listed: {error}\n"
                 "Hint: set CUDA_VISIBLE_DEVICES to the GPUs that may be used, such as 0,1; empty for none."
             ) from error
         return []

@@ -6,6 +6,7 @@ stay in the environment, where each service looks for them. Only the first proce
 
 import importlib.util
 import os
+from typing import Any
 
 from scripts.lib.stage import contract, ranks
 from scripts.lib.stage.errors import InputError
@@ -20,12 +21,12 @@ PACKAGES = {
 PROJECT = "ouroboros"  # trackio's comes by an argument (scripts/lib/models/training.py)
 
 
-def report_to(job: contract.Job) -> list[str]:
+def report_to(job: contract.Job[Any]) -> list[str]:
     """transformers' names of the trackers that `runtime.trackers` asks for; none in all but the first process.
 
     Raises InputError for one whose package is missing.
     """
-    asked: list[str] = job.runtime["trackers"]
+    asked = list[str](job.runtime.trackers)
     for name in asked:
         if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
             raise InputError(
@@ -36,7 +37,7 @@ def report_to(job: contract.Job) -> list[str]:
         return []
     for name in asked:
         folder = (job.logs / name).absolute()
-        own = {
+        places = {
             "tensorboard": {},
             "wandb": {"WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT},
             "mlflow": {
@@ -45,7 +46,7 @@ def report_to(job: contract.Job) -> list[str]:
             },
             "trackio": {"TRACKIO_DIR": str(folder)},
         }[name]
-        for variable, value in own.items():
+        for variable, value in places.items():
             os.environ.setdefault(variable, value)
         folder.mkdir(parents=True, exist_ok=True)  # wandb writes elsewhere, mlflow fails, where it is not there
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(job.curves)

@@ -122,19 +122,19 @@ def _still_there(descriptor: int, path: Path) -> bool:
 def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     """Keep what the folder holds if it was made for this fingerprint; otherwise start clean and say so."""
     listing = folder / FINGERPRINT
-    found = None
+    recorded = None
     if listing.exists():
         try:
-            found = artifact.read_json(listing)
+            recorded = artifact.read_json(listing)
         except InputError:
-            found = {}
+            recorded = {}
     kept = _kept(folder)
-    if found == fingerprint:
+    if recorded == fingerprint:
         if kept:
             progress(f"continuing with what an interrupted step left in {folder}")
         return
     if kept:
-        differing = sorted(key for key in fingerprint if (found or {}).get(key) != fingerprint[key])
+        differing = sorted(key for key in fingerprint if (recorded or {}).get(key) != fingerprint[key])
         progress(f"{folder}: left by a step with other {', '.join(differing)}; starting clean")
     for path in kept:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

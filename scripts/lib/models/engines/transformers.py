@@ -1,29 +1,30 @@
-"""Generation by transformers' own `generate`, on whatever device there is."""
+"""Generation by transformers' own `generate`, on a GPU or the CPU."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from scripts.lib.models import loading, scoring
+from scripts.lib.kinds.runtime import Runtime
+from scripts.lib.kinds.sampling import SampleRollouts
+from scripts.lib.models import forward, loading
 from scripts.lib.models.generation import Request, Response
 from scripts.lib.stage.contract import Job
 
 
 class PerRowSampling(LogitsProcessor):
-    """Turns greedy decoding into sampling with a generator, a temperature and a nucleus of each row's own.
+    """Turns greedy decoding into sampling in which each row has its own generator, temperature and top_p.
 
-    Adding independent Gumbel noise to logits / temperature and taking the largest is an exact draw from the softmax.
-    So `generate` runs greedily, and a row's draw depends on its own seed only, not on its neighbours in the batch.
+    The argmax of logits / temperature plus independent Gumbel noise is an exact draw from the softmax (Gumbel-max).
+    So `generate` runs greedily, and a row's draw depends only on its own seed, not on its neighbours in the batch.
     """
 
     def __init__(self, requests: list[Request], stops: list[int], device: torch.device) -> None:
         self.requests = requests
         self.stops = torch.tensor(stops, device=device)
         self.prompt_length: int | None = None
-        # The generators live on the CPU on every device: the same seed is the same noise everywhere.
+        # The generators are always on the CPU, so that a seed gives the same noise on every device.
         self.generators = [torch.Generator().manual_seed(request.seed) for request in requests]
         self.temperatures = torch.tensor([request.temperature or 1.0 for request in requests], device=device)[:, None]
         self.top_p = torch.tensor([request.top_p for request in requests], device=device)[:, None]
@@ -34,7 +35,7 @@ class PerRowSampling(LogitsProcessor):
         if bool((self.top_p < 1).any()):
             logits = keep_nucleus(logits, self.top_p)
         noise = torch.zeros(logits.shape)
-        # What follows a row's end is thrown away: no draw for it.
+        # Tokens after a row's stop token are discarded, so nothing is drawn for them.
         self.prompt_length = input_ids.shape[1] if self.prompt_length is None else self.prompt_length
         ended = torch.isin(input_ids[:, self.prompt_length :], self.stops).any(1).tolist()
         for i, (request, generator) in enumerate(zip(self.requests, self.generators)):
@@ -51,7 +52,7 @@ def keep_nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(outside.gather(-1, order.argsort(-1)), float("-inf"))
 
 
-def load(job: Job, device: torch.device, stops: list[int]) -> "TransformersEngine":
+def load(job: Job[SampleRollouts], device: torch.device, stops: list[int]) -> "TransformersEngine":
     """The engine with the weights of the job's input `policy`; generation ends at the tokens `stops`."""
     kernel = loading.attention(job, device)
     return TransformersEngine(job.input("policy"), job.settings, job.runtime, stops, device, kernel)
@@ -63,19 +64,19 @@ class TransformersEngine:
     def __init__(
         self,
         policy: Path,
-        settings: dict[str, Any],
-        runtime: dict[str, Any],
+        settings: SampleRollouts,
+        runtime: Runtime,
         stops: list[int],
         device: torch.device,
         attention: str = "sdpa",
     ) -> None:
         self.tokenizer = loading.load_tokenizer(policy)
-        self.model = loading.load_policy(policy, settings["dtype"], device, attention).eval()
-        # `generate` would fill in what its caller leaves open, such as a repetition penalty, from the model's own file.
-        # Samples are the policy's distribution under the settings and nothing else; `stops` is all that is taken of it.
+        self.model = loading.load_policy(policy, settings.dtype, device, attention).eval()
+        # `generate` takes whatever its caller does not set, such as a repetition penalty, from the model's own file.
+        # Samples must follow the policy's distribution under the settings alone; only `stops` comes from that file.
         self.model.generation_config = GenerationConfig()
         self.stops, self.device = stops, device
-        self.batch, self.score_tokens = runtime["generate_batch"], runtime["score_tokens"]
+        self.batch, self.score_tokens = runtime.generate_batch, runtime.score_tokens
         self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else stops[0]
 
     def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
@@ -85,11 +86,11 @@ class TransformersEngine:
         for start in range(0, len(order), self.batch):
             indices = order[start : start + self.batch]
             batch = [requests[i] for i in indices]
-            found = self._batch(batch)
-            sums = self._logprobs(batch, found)
+            completions = self._batch(batch)
+            sums = self._logprobs(batch, completions)
             yield {
                 i: Response(ids, "stop" if ids and ids[-1] in self.stops else "length", value)
-                for i, ids, value in zip(indices, found, sums)
+                for i, ids, value in zip(indices, completions, sums)
             }
 
     def _batch(self, requests: list[Request]) -> list[list[int]]:
@@ -119,14 +120,14 @@ class TransformersEngine:
                 return ids[: position + 1]
         return ids
 
-    def _logprobs(self, requests: list[Request], found: list[list[int]]) -> list[float | None]:
-        sequences = [(request.prompt_ids, ids) for request, ids in zip(requests, found)]
+    def _logprobs(self, requests: list[Request], completions: list[list[int]]) -> list[float | None]:
+        sequences = [(request.prompt_ids, ids) for request, ids in zip(requests, completions)]
         sums: list[float | None] = [None] * len(sequences)
-        asked = [i for i, request in enumerate(requests) if request.logprob]
-        lengths = [sum(map(len, sequences[i])) for i in asked]
-        for places in scoring.batches_by_length(lengths, self.score_tokens):
-            batch = [asked[place] for place in places]
-            values = scoring.token_logprobs(self.model, [sequences[i] for i in batch], self.pad, self.device)
+        wanted = [i for i, request in enumerate(requests) if request.logprob]
+        lengths = [sum(map(len, sequences[i])) for i in wanted]
+        for positions in forward.batches_by_length(lengths, self.score_tokens):
+            batch = [wanted[position] for position in positions]
+            values = forward.token_logprobs(self.model, [sequences[i] for i in batch], self.pad, self.device)
             for i, value in zip(batch, values):
                 sums[i] = value
         return sums

@@ -1,9 +1,9 @@
 """Generation by vLLM: token ids in, token ids out, so that no second BOS can slip in.
 
-Requests are fed as the engine finds room, so one engine can go on from shard to shard without running dry, and each
-response is handed back as soon as it has ended. Each is drawn with its own seed. On the processor, which others are in
-flight changes no token (tests/unit/test_vllm.py); on a GPU it changes the last digits of logits, and so, now and then,
-a draw, unless VLLM_BATCH_INVARIANT=1 is set where the GPU has such kernels.
+Requests are added as the engine has room, so one engine can move from shard to shard without running idle, and each
+response is returned as soon as it is finished. Each is drawn with its own seed. On the CPU, the other requests in
+flight change no token (tests/unit/test_vllm.py). On a GPU they change the last digits of logits, and so occasionally a
+draw, unless VLLM_BATCH_INVARIANT=1 is set and the GPU has batch-invariant kernels.
 """
 
 import os
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.kinds.runtime import Runtime
+from scripts.lib.kinds.sampling import SampleRollouts
 from scripts.lib.models import compile_cache
 from scripts.lib.models.generation import Request, Response
 from scripts.lib.stage.contract import Job
@@ -19,75 +21,75 @@ from scripts.lib.stage.errors import InputError
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # the log, not the terminal
-    # In this process the engine dies with the step. In one of its own it would outlive a kill and keep the GPU's
-    # memory, while the GPU's slot and the step's lock are free.
+    # An engine in this process dies with the step. In a process of its own it would survive a kill and keep the GPU's
+    # memory, although the GPU's slot and the step's lock have been released.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of several GPUs; torch has touched the first one already
-    # FlashInfer's sampler is compiled at the start, which takes a CUDA toolkit (vllm issue 49497). It draws for no
-    # request with a seed of its own, and ours all have one.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of several GPUs: CUDA, once initialised, does not survive a fork
+    # FlashInfer's sampler is compiled at start-up, which needs a CUDA toolkit (vllm issue 49497). It never serves
+    # requests that have their own seed, and all of ours do.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # steps that run side by side would all be bound to the same cores
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # concurrent steps would all be bound to the same cores
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
 }
 CPU_BATCHED_TOKENS = 4096
-# What vLLM's message speaks of, and the settings that decide it.
+# Phrases in vLLM's error messages that point to settings; see _deciding.
 LENGTH, PARALLEL = ("max_model_len (", "max seq len"), ("tensor parallel size", "World size (")
 MEMORY = ("memory utilization", "`gpu_memory_utilization`", "out of memory", "KVCACHE_SPACE")
 
 
-def load(job: Job, device: Any, stops: list[int]) -> "VllmEngine":
+def load(job: Job[SampleRollouts], device: Any, stops: list[int]) -> "VllmEngine":
     """The engine with the weights of the job's input `policy`; generation ends at the tokens `stops`."""
     return VllmEngine(job.input("policy"), job.settings, job.runtime, stops, device.type == "cpu")
 
 
 class VllmEngine:
-    """vLLM's offline engine with a seed, a temperature and a nucleus of each request's own."""
+    """vLLM's offline engine; each request has its own seed, temperature and top_p."""
 
     def __init__(
-        self, policy: Path, settings: dict[str, Any], runtime: dict[str, Any], stops: list[int], on_cpu: bool
+        self, policy: Path, settings: SampleRollouts, runtime: Runtime, stops: list[int], on_cpu: bool
     ) -> None:
         self.stops = stops
-        longest = settings["max_prompt_tokens"] + settings["max_new_tokens"]
-        own = {
+        longest = settings.max_prompt_tokens + settings.max_new_tokens
+        engine_options = {
             "model": str(policy),
-            "dtype": settings["dtype"],
+            "dtype": settings.dtype,
             "max_model_len": longest,
-            "seed": settings["seed"],
-            "gpu_memory_utilization": runtime["vllm_memory"],
-            "tensor_parallel_size": runtime["vllm_tensor_parallel"],
+            "seed": settings.seed,
+            "gpu_memory_utilization": runtime.vllm_memory,
+            "tensor_parallel_size": runtime.vllm_tensor_parallel,
             "enable_prefix_caching": True,
-            "generation_config": "vllm",  # the model's own must not change the sampling behind the settings' back
-            "logprobs_mode": "raw_logprobs",  # at temperature 1, whatever the request's own is
+            "generation_config": "vllm",  # else the model's own file would silently override sampling parameters
+            "logprobs_mode": "raw_logprobs",  # at temperature 1, whatever the request's temperature
         }
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if on_cpu:
-            own |= _prepare_cpu(runtime, longest)
+            engine_options |= _prepare_cpu(runtime, longest)
         try:
             import vllm
         except ImportError as error:
             raise InputError(
-                f"engine vllm: {error}\nHint: `make rollout-env` makes the environment, `runtime.rollout_python` names "
-                "another; or set engine: transformers."
+                f"engine vllm: {error}\nHint: `make rollout-env` creates its environment and `runtime.rollout_python` "
+                "names another; or set engine: transformers."
             ) from error
         processor = _check_platform(on_cpu)
         try:
-            # Several engines that compile the same thing at once would write over each other's cache.
-            with compile_cache.first_compiles(policy / "config.json", own, vllm.__version__, processor):
-                self.llm = vllm.LLM(**own)
-        except (ValueError, RuntimeError) as error:  # the second where memory runs out, or from workers of several GPUs
+            # Engines that compile the same thing at the same time would overwrite each other's cache.
+            with compile_cache.first_compiles(policy / "config.json", engine_options, vllm.__version__, processor):
+                self.llm = vllm.LLM(**engine_options)
+        except (ValueError, RuntimeError) as error:  # RuntimeError: out of memory, or from a worker
             if not (deciding := _deciding(str(error), on_cpu)):
-                raise  # a bug, or this machine's: its traceback says more than a hint at settings would
+                raise  # a bug or a broken machine: the traceback helps more than a hint about settings
             raise InputError(
-                f"engine vllm does not take this sampling: {error}\nHint: change {' or '.join(deciding)}."
+                f"engine vllm rejects these settings: {error}\nHint: change {' or '.join(deciding)}."
             ) from error
-        # Twice what runs at once: even when all of it ends in one step there are as many waiting.
+        # Twice what runs at once: even if every running request ends in one step, as many are waiting.
         self.window = 2 * int(self.llm.llm_engine.vllm_config.scheduler_config.max_num_seqs)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[dict[int, Response]]:
-        """Responses by the position of their request, those of one step at a time; see Engine."""
+        """Responses by the position of their request, those finished in one step at a time; see Engine."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -99,7 +101,7 @@ class VllmEngine:
                 max_tokens=request.max_new_tokens,
                 seed=request.seed,
                 stop_token_ids=self.stops,
-                logprobs=0 if request.logprob else None,  # of the token that was drawn, and of no other
+                logprobs=0 if request.logprob else None,  # 0: only the log-probability of the sampled token
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
@@ -114,20 +116,20 @@ class VllmEngine:
                 add(*item)
             if not waiting:
                 return
-            found = {}
+            finished = {}
             for output in engine.step():
                 if output.finished:
                     position, request = waiting.pop(output.request_id)
-                    found[position] = self._response(request, output)
-            if found:
-                yield found
+                    finished[position] = self._response(request, output)
+            if finished:
+                yield finished
 
     def _response(self, request: Request, output: Any) -> Response:
-        """vLLM keeps the stop token in token_ids; only its text is without it."""
+        """A finished request's response. vLLM leaves the stop token in token_ids; only its text lacks it."""
         if list(output.prompt_token_ids) != request.prompt_ids:
             raise InputError(
                 f"engine vllm continued {list(output.prompt_token_ids)}, not the prompt that it was given, "
-                f"{request.prompt_ids}.\nHint: another release of vllm may treat prompts otherwise; use the pinned one."
+                f"{request.prompt_ids}.\nHint: other vllm releases may treat prompts differently; use the pinned one."
             )
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
@@ -140,9 +142,10 @@ class VllmEngine:
 
 
 def _check_platform(on_cpu: bool) -> str:
-    """The name of the GPU that vLLM computes on, or `cpu`.
+    """The name of the GPU that vLLM runs on, or `cpu`.
 
-    Raises InputError if that is elsewhere than `runtime.device` says: on cores, say, while a GPU idles.
+    Raises InputError if vLLM was built for another kind of device than `runtime.device` asks for: it would run on CPU
+    cores, say, while a GPU is idle.
     """
     from vllm.platforms import current_platform
 
@@ -150,33 +153,33 @@ def _check_platform(on_cpu: bool) -> str:
         where = ("a GPU", "the processor") if on_cpu else ("the processor", "a GPU")
         raise InputError(
             f"engine vllm is installed for {where[0]}, the step is to run on {where[1]}.\n"
-            "Hint: `make rollout-env` takes the kind of the machine it runs on, GPU=1 or GPU=0 says it; or set "
+            "Hint: `make rollout-env` installs for the machine it runs on, `GPU=1` or `GPU=0` overrides that; or set "
             "runtime.device."
         )
     return str(current_platform.get_device_name())
 
 
 def _deciding(message: str, on_cpu: bool) -> list[str]:
-    """The settings that decide what vLLM complains about; none if it is no matter of settings."""
-    found = {
+    """The settings that could fix what vLLM complains about; empty if no setting could."""
+    phrases_of = {
         "max_prompt_tokens or max_new_tokens": LENGTH,
         "runtime.vllm_cpu_cache_gib" if on_cpu else "runtime.vllm_memory": MEMORY,
         "runtime.vllm_tensor_parallel": PARALLEL,
     }
-    return [settings for settings, words in found.items() if any(word in message for word in words)]
+    return [settings for settings, phrases in phrases_of.items() if any(phrase in message for phrase in phrases)]
 
 
-def _prepare_cpu(runtime: dict[str, Any], longest: int) -> dict[str, Any]:
+def _prepare_cpu(runtime: Runtime, longest: int) -> dict[str, Any]:
     """Set what vLLM's CPU kernels read from the environment, and return the engine's arguments for them."""
     import torch._dynamo
 
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime["vllm_cpu_cache_gib"])
-    torch._dynamo.config.disable = True  # its sampler would be compiled for longer than small models sample
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(runtime.vllm_cpu_cache_gib)
+    torch._dynamo.config.disable = True  # compiling its sampler takes longer than small models take to sample
     return {
         "enforce_eager": True,
-        # A prompt that is cut in two would move its request's generator back, which a CPU generator cannot do.
+        # A prompt prefilled in chunks has its request's generator rewound, which a CPU generator does not support.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(longest, CPU_BATCHED_TOKENS),
     }
