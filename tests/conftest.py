@@ -1,6 +1,7 @@
 """One finished tiny build, made once for all tests that need it, in a copy of the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,16 +48,30 @@ def run(checkout: Path, *command: str, check: bool = True) -> subprocess.Complet
 
 def jobs(output: str) -> list[str]:
     """`rule output` of every job that a dry run plans, sorted; rules without outputs by name alone."""
-    found, rule = [], None
+    planned, rule = [], None
     for line in output.splitlines():
         word = line.split("rule ", 1)[-1].rstrip(":") if line.startswith(("rule ", "localrule ")) else None
         if word:
             rule = word
-            found.append(rule)
+            planned.append(rule)
         elif rule and line.startswith("    output: "):
-            found[-1] = f"{rule} {line.removeprefix('    output: ').split(', ')[0]}"
+            planned[-1] = f"{rule} {line.removeprefix('    output: ').split(', ')[0]}"
             rule = None
-    return sorted(found)
+    return sorted(planned)
+
+
+def planned_jobs(output: str) -> list[dict]:
+    """The jobs that a dry run with -p prints: rule, input, output, threads, resources by name, the shell command."""
+    planned = []
+    for block in re.split(r"^(?=(?:local)?rule \S+:$)", output, flags=re.MULTILINE)[1:]:
+        rule = re.match(r"(?:local)?rule (\S+):", block)[1]
+        fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
+        shell = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
+        listed = {name: fields[name].split(", ") if name in fields else [] for name in ("input", "output")}
+        resources = dict(pair.split("=", 1) for pair in fields.get("resources", "").split(", ") if pair)
+        job = {"rule": rule, **listed, "threads": int(fields.get("threads", 1)), "resources": resources}
+        planned.append({**job, "shell": shell[1] if shell else ""})
+    return planned
 
 
 def copy_checkout(target: Path) -> Path:

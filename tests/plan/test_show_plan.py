@@ -20,7 +20,7 @@ def test_of_a_fresh_checkout_everything_is_not_made_yet(checkout):
     assert counts == {rule: str(sum(job.split(" ")[0] == rule for job in made)) for rule in counts}
     assert set(counts) == {job.split(" ")[0] for job in made}
     assert said.endswith("\ntime: not known, nothing like it has run here yet\n")
-    _, _, forecast = said.partition("\nforecast, of what needs most:\n")
+    _, _, forecast = said.partition("\nforecast for the most demanding jobs:\n")
     lines = [line for line in forecast.splitlines() if re.match(r"  [a-z]", line)]
     assert {line.split(":")[0].strip() for line in lines} == {"make_base", "train_sft", "score_reference", "train_dpo"}
     assert all(re.search(r": [0-9.]+ [MG]iB \(libraries [0-9.]+, activations", line) for line in lines)

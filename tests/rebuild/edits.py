@@ -33,6 +33,16 @@ def append(name: str, text: str) -> Change:
     return change
 
 
+def append_to_each(*patterns: str, text: str) -> Change:
+    """Append to files, of which there must be some."""
+
+    def add(path: Path) -> None:
+        with path.open("a") as file:
+            file.write(text)
+
+    return _each(patterns, add)
+
+
 def touch(*patterns: str) -> Change:
     """Give files, of which there must be some, the time of now."""
     return _each(patterns, os.utime)

@@ -1,12 +1,14 @@
 """The mutation table: what is changed in a finished build, and exactly which jobs that must plan."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.rebuild.conftest import FILES
 from tests.rebuild.edits import (
     Change,
     age,
     append,
+    append_to_each,
     both,
     config,
     delete,
@@ -42,6 +44,7 @@ from tests.rebuild.graph import (
 
 NOTHING: set[str] = set()
 ROOT = "results/tiny"
+FOLDER = Path(__file__).resolve().parents[2]
 SFT_POLICY = POLICIES[SFT]
 
 
@@ -91,15 +94,13 @@ edits(
     NOTHING,
     meaningless("a script", "scripts/train_dpo.py")
     | meaningless("a helper", "scripts/lib/data/seeds.py")
-    | meaningless("a helper of all", "scripts/lib/stage/artifact.py")
+    | meaningless("a helper of nearly all", "scripts/lib/data/tables.py")
     | {
         "a comment in a rule": replace("rules/policy.smk", "    output:\n", "    # A comment.\n    output:\n"),
         "a docstring in a rule file": replace("rules/policy.smk", '"""Policies', '"""The policies'),
-        "blank lines in a rule file": replace("rules/policy.smk", "\n\n\nrule ", "\n\n\n\n\nrule "),
-        "format in a rule": replace(
-            "rules/policy.smk", "priority: CRITICAL_PATH_PRIORITY", "priority:\n        CRITICAL_PATH_PRIORITY"
-        ),
-        "white space in a shell line": replace("rules/policy.smk", '" --runtime', '"   --runtime'),
+        "blank lines in a rule file": replace("rules/policy.smk", "\n\n\nuse ", "\n\n\n\n\nuse "),
+        "format in a rule": replace("rules/stage.smk", "priority: priority", "priority:\n        priority"),
+        "white space in a shell line": replace("rules/stage.smk", '" --runtime', '"   --runtime'),
         "a comment in the Snakefile": replace("Snakefile", "\npathvars:", "\n# A comment.\npathvars:"),
         "blank lines in the Snakefile": replace("Snakefile", "\n\n\n", "\n\n\n\n\n"),
         "rules in another order": both(
@@ -109,27 +110,20 @@ edits(
             ),
         ),
         "a log path": replace("rules/policy.smk", "{n}/policy.log", "{n}/training.log"),
-        "threads in a rule": replace("rules/policy.smk", 'threads: threads("train_dpo")', "threads: 1"),
-        "priority in a rule": replace("rules/policy.smk", "priority: CRITICAL_PATH_PRIORITY", "priority: 3"),
-        "resources in a rule": replace("rules/policy.smk", '**needs("train_dpo")', "mem_mb=9"),
+        "threads in a rule": replace("rules/stage.smk", "threads: threads", "threads: 1"),
+        "priority in a rule": replace("rules/stage.smk", "priority: priority", "priority: 3"),
+        "resources in a rule": replace(
+            "rules/stage.smk", "**{name: resource(name) for name in cluster.RESOURCES}", "mem_mb=9"
+        ),
         "an environment file": replace("envs/train.yaml", "\n", "\n# A comment.\n", 1),
         "cores in the profile": replace("profiles/default/config.yaml", "cores: all", "cores: 1"),
         "a comment in the config": append("config/config.yaml", "# A comment.\n"),
-        "a description in the schema": replace("config/schema.yaml", "title: Ouroboros", "title: The Ouroboros"),
-        "all scripts and rules touched": touch("Snakefile", "rules/*", "scripts/*.py", "scripts/lib/*.py", "config/*"),
-        "a helper that nothing uses": append("scripts/lib/unused.py", "X = 1\n"),
+        "what a key means": replace("scripts/lib/kinds/sampling.py", "Responses per prompt.", "Responses to a prompt."),
+        "all scripts and rules touched": touch("Snakefile", "rules/*", "scripts/**/*.py", "config/*"),
+        "a helper that nothing uses": append("scripts/lib/data/unused.py", "X = 1\n"),
         "a script that nothing runs": append("scripts/adopt_sft.py", "CHANGED = 1\n"),
     },
 )
-# Planning code may change as it likes as long as the plan does not.
-edits(
-    NOTHING,
-    {
-        f"scripts/lib/{name}.py": append(f"scripts/lib/{name}.py", "CHANGED = 1\n")
-        for name in ("plan", "config", "checks", "cluster", "launch", "slots")
-    },
-)
-
 # Options of the command
 
 TABLE["a profile for a cluster"] = Mutation(
@@ -154,58 +148,111 @@ for option in (
 for rule in sorted({job.split()[0] for job in GRAPH}):
     TABLE[f"scripts/{rule}.py"] = Mutation(below(*of(rule)), append(f"scripts/{rule}.py", "CHANGED = 1\n"))
 
-# Helpers: the stages that import them, and everything below
+# Rooms that no digest covers: planning decides no bytes, and plumbing that does must raise FORMAT, as here. What stands
+# in kinds is recorded, value by value, as settings.
 
+edits(NOTHING, {
+    f"every module of {room}": append_to_each(f"scripts/lib/{room}/**/*.py", text="CHANGED = 1\n")
+    for room in ("planning", "stage", "kinds")
+})  # fmt: skip
+edits(EVERYTHING, {"FORMAT": replace("scripts/lib/stage/digest.py", "\nFORMAT = 1\n", "\nFORMAT = 2\n")})
+
+# Helpers: the stages that import them, themselves or through others, and everything below
+
+TRAININGS = "train_sft train_reward train_dpo train_raft"
+WITH_TABLES = (
+    "curate_data make_prompts train_sft train_reward sample_rollouts score_rollouts verify_rollouts score_logprobs "
+    "build_pairs select_pairs score_reference train_dpo train_raft evaluate build_report"
+)
 BY_HELPER = {
-    "charts": "build_report",
-    "stats": "evaluate",
-    "reference": "train_dpo",
-    "sft": "train_sft train_raft",
-    "responses": "build_pairs train_dpo train_raft",
-    "seeds": "sample_rollouts build_pairs train_dpo",
-    "engine_transformers": "sample_rollouts",
-    "throughput": "sample_rollouts train_sft train_reward train_dpo train_raft",
-    "rows": "train_sft train_reward train_dpo train_raft",
-    "formats": "curate_data make_prompts",
-    "sources": "curate_data make_prompts",
-    "world": "make_base curate_data make_prompts verify_rollouts",
-    "chunks": "sample_rollouts score_rollouts score_logprobs score_reference",
-    "scoring": "score_rollouts score_logprobs score_reference",
-    "adapters": "make_base train_sft train_reward train_dpo train_raft",
-    "strategies": "make_base train_sft train_reward train_dpo train_raft",
-    "trackers": "make_base train_sft train_reward train_dpo train_raft",
-    "checkpoints": "make_base train_sft train_reward train_dpo train_raft",
-    "training": "make_base train_sft train_reward train_dpo train_raft",
-    "chat": "make_base train_sft train_reward sample_rollouts score_rollouts score_reference train_dpo",
-    "models": "make_base train_sft train_reward sample_rollouts score_rollouts score_logprobs score_reference "
-    "train_dpo train_raft",
-    "schemas": "curate_data make_prompts train_sft train_reward sample_rollouts score_rollouts verify_rollouts "
-    "score_logprobs build_pairs select_pairs score_reference train_dpo train_raft evaluate build_report",
+    "data/columns": WITH_TABLES,
+    "data/licences": "curate_data make_prompts",
+    "data/responses": "build_pairs train_raft",
+    "data/engine_gap": "train_dpo train_raft",
+    "data/rewards": "score_rollouts verify_rollouts",
+    "data/seeds": "sample_rollouts build_pairs train_dpo",
+    "data/sources": "curate_data make_prompts",
+    "data/stats": "evaluate",
+    "data/files": "curate_data make_prompts",
+    "data/examples": "curate_data make_prompts",
+    "data/curation": "curate_data make_prompts",
+    "data/tables": WITH_TABLES,
+    "data/world": "make_base curate_data make_prompts verify_rollouts",
+    "data/schemas/conversations": "curate_data train_sft",
+    "data/schemas/engine_check": "train_dpo train_raft",
+    "data/schemas/evaluation": "evaluate build_report",
+    "data/schemas/logprobs": "score_logprobs evaluate",
+    "data/schemas/pairs": "build_pairs select_pairs score_reference train_dpo",
+    "data/schemas/preferences": "curate_data train_reward select_pairs",
+    "data/schemas/prompts": "make_prompts sample_rollouts",
+    "data/schemas/reference": "score_reference train_dpo",
+    "data/schemas/rewards": "score_rollouts verify_rollouts build_pairs train_raft evaluate",
+    "data/schemas/rollouts": "sample_rollouts score_rollouts verify_rollouts score_logprobs build_pairs "
+    "train_raft evaluate",
+    "models/chat": "make_base train_sft train_reward sample_rollouts score_rollouts score_reference train_dpo",
+    "models/forward": "train_reward sample_rollouts score_rollouts score_logprobs score_reference train_dpo",
+    "models/generation": "sample_rollouts",
+    "models/loading": f"make_base {TRAININGS} sample_rollouts score_rollouts score_logprobs score_reference",
+    "models/lora": f"make_base {TRAININGS}",
+    "models/reference": "train_dpo",
+    "models/rows": TRAININGS,
+    "models/scoring": "score_rollouts score_logprobs score_reference",
+    "models/sft": "train_sft train_raft",
+    "models/sharding": f"make_base {TRAININGS}",
+    "models/training": f"make_base {TRAININGS}",
+    **{f"report/{path.stem}": "build_report" for path in sorted((FOLDER / "scripts/lib/report").glob("[a-z]*.py"))},
+    # Members of families: the stages whose settings choose them.
+    "models/engines/transformers": "sample_rollouts",
+    "labels/bt": "score_rollouts",
+    "labels/world_gold": "verify_rollouts",
+    "benchmarks/rewards": "evaluate",
 }
+
+
+def using(rules: str) -> set[str]:
+    """The jobs of these rules and everything below."""
+    return below(*(job for rule in rules.split() for job in of(rule)))
+
+
 for helper, rules in BY_HELPER.items():
-    changed = below(*(job for rule in rules.split() for job in of(rule)))
-    TABLE[f"scripts/lib/{helper}.py"] = Mutation(changed, append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
-for helper in ("stage", "artifact", "digest", "errors", "work", "progress"):
-    TABLE[f"scripts/lib/{helper}.py"] = Mutation(EVERYTHING, append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
+    TABLE[f"scripts/lib/{helper}.py"] = Mutation(using(rules), append(f"scripts/lib/{helper}.py", "CHANGED = 1\n"))
+
+edits(below(REPORT), {"a template of the report": append("scripts/lib/report/templates/style.css", "p {}\n")})
+
+# A new member of a family is a new file, which nobody has chosen yet.
+edits(NOTHING, {
+    f"a new file in {family}": append(f"scripts/lib/{family}/another.py", "X = 1\n")
+    for family in ("data/adapters", "models/engines", "labels", "benchmarks")
+})  # fmt: skip
 
 # What another engine needs, and what checks it, are no matter of this preset's samplings.
 for other in ("scripts/lib/models/engines/vllm.py", "scripts/lib/models/compile_cache.py", "scripts/check_engine.py"):
     TABLE[other] = Mutation(NOTHING, append(other, "CHANGED = 1\n"))
 TABLE["another vllm"] = Mutation(NOTHING, replace("envs/requirements-rollout.txt", "\nvllm==", "\nvllm==9."))
+# Neither are models, data and policies from elsewhere, nor tools that a person starts.
+NOT_RUN = {
+    *(f"scripts/{stage}.py" for stage in ("adopt_sft", "convert_base", "fetch_base", "fetch_data")),
+    *(f"scripts/{tool}.py" for tool in ("audit_results", "build_in_phases", "lineage")),
+    *(f"scripts/{tool}.py" for tool in ("prune_weights", "show_plan", "verify_results", "write_reference")),
+    "scripts/lib/data/hub.py",
+    "scripts/lib/data/shapes.py",
+    *(f"scripts/lib/data/adapters/{name}.py" for name in ("auto", "general", "nectar")),
+}
+edits(NOTHING, {"everything that this preset does not run": append_to_each(*sorted(NOT_RUN), text="CHANGED = 1\n")})
 
 # Pins: the stages that import the package, and everything below
 
 PINS = "envs/requirements-train.txt"
 for package, rules in {
-    "trl": BY_HELPER["training"],
-    "peft": BY_HELPER["adapters"],
+    "trl": BY_HELPER["models/training"],
+    "peft": BY_HELPER["models/lora"],
     "deepspeed": "",
-    "torch": BY_HELPER["models"],
-    "transformers": BY_HELPER["models"],
+    "torch": BY_HELPER["models/loading"],
+    "transformers": BY_HELPER["models/loading"],
     "polars": "",
     "snakemake": "",
 }.items():
-    changed = below(*(job for rule in rules.split() for job in of(rule))) if rules else NOTHING
+    changed = using(rules) if rules else NOTHING
     TABLE[f"another {package}"] = Mutation(changed, replace(PINS, f"\n{package}==", f"\n{package}==9."))
 
 edits(
@@ -214,11 +261,11 @@ edits(
         "a constant in a script": replace("scripts/build_pairs.py", '"max_min"', '"min_max"'),
         "an import": replace("scripts/build_pairs.py", "import sys\n", "import string\nimport sys\n"),
         "a helper that one script begins to use": both(
-            append("scripts/lib/unused.py", "X = 1\n"),
+            append("scripts/lib/data/unused.py", "X = 1\n"),
             replace(
                 "scripts/build_pairs.py",
-                "from scripts.lib.seeds",
-                "from scripts.lib.unused import X\nfrom scripts.lib.seeds",
+                "from scripts.lib.data.seeds",
+                "from scripts.lib.data.unused import X\nfrom scripts.lib.data.seeds",
             ),
         ),
         "an edit with an old file time": both(
@@ -226,7 +273,6 @@ edits(
         ),
     },
 )
-edits(EVERYTHING, {"a constant in a helper": replace("scripts/lib/stage/artifact.py", "FORMAT = 1", "FORMAT = 2")})
 
 # Settings that are the same, or that nothing reads
 

@@ -11,7 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context("forkserver")
 # The rest is what Snakemake imports late, and what a plan of this project needs.
-LATE = ["snakemake.profiles", "snakemake.report.html_reporter", "snakemake.storage", "smart_open", "jsonschema", "yaml"]
+LATE = [
+    "snakemake.profiles",
+    "snakemake.report.html_reporter",
+    "snakemake.storage",
+    "smart_open",
+    "jsonschema",
+    "pydantic",
+    "yaml",
+]
 FORKS.set_forkserver_preload(["pytest", "snakemake.cli", *LATE])
 
 

@@ -73,10 +73,10 @@ def test_two_nodes_trained_one_policy_not_two_copies(built):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_deepspeed_spreads_one_model_over_two_nodes(built, tmp_path, strategy):
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_deepspeed_spreads_one_model_over_two_nodes(built, tmp_path, sharding):
     here, there, _ = built
-    spread = Build(tmp_path / strategy, merge(TWO_NODES, {"resources": {"train_dpo": {"strategy": strategy}}}))
+    spread = Build(tmp_path / sharding, merge(TWO_NODES, {"resources": {"train_dpo": {"sharding": sharding}}}))
     shutil.copytree(there.folder / ".snakemake", spread.folder / ".snakemake")
     shutil.copytree(there.results, spread.results)
     (spread.results / "runs/main/iter1/policy.json").unlink()
@@ -86,7 +86,7 @@ def test_deepspeed_spreads_one_model_over_two_nodes(built, tmp_path, strategy):
     for key in ("steps", "first_loss", "last_loss"):
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-5)
     run = spread.manifest("runs/main/iter1/policy.run")
-    assert (run["processes"], run["deepspeed"]["zero_optimization"]["stage"]) == (2, int(strategy[-1]))
+    assert (run["processes"], run["deepspeed"]["zero_optimization"]["stage"]) == (2, int(sharding[-1]))
 
 
 def test_slurm_was_asked_for_what_each_step_needs(built):

@@ -4,7 +4,9 @@ import json
 from importlib import import_module
 
 import pytest
+from pydantic import TypeAdapter
 
+from scripts.lib.kinds.runtime import StageRuntime
 from tests.unit.steps import steps as steps
 
 WORDS = (
@@ -28,6 +30,16 @@ RUNTIME = {
     "trackers": [],
 }
 QUESTIONS = ("name one color", "say yes", "list three colors please now", "count", "give the good number of the sea")
+
+
+def typed(kind, settings):
+    """Settings as a stage gets them: a block of that kind, or of one of a union's, read from JSON."""
+    return TypeAdapter(kind).validate_json(json.dumps(settings))
+
+
+def stage_runtime(**changes):
+    """What a stage is told, with some keys changed."""
+    return typed(StageRuntime, RUNTIME | changes)
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +188,7 @@ def place(tmp_path, monkeypatch):
     from scripts.lib.stage import digest
 
     def clear():
-        for cached in (digest._module, digest.code_digest, digest.pins):
+        for cached in (digest._module, digest._code_digest, digest.pins):
             cached.cache_clear()
 
     repository = tmp_path / "repository"
@@ -198,9 +210,8 @@ def make_up():
     """Write made-up results for artifacts of a plan, with the manifests that the plan would write: make_up(plan)."""
     from pathlib import Path
 
-    from scripts.lib.planning import audit, settings
     from scripts.lib.stage import artifact
-    from scripts.lib.stage.digest import code_digest, file_sha256
+    from scripts.lib.stage.digest import FORMAT, file_sha256
 
     def one(plan, path):
         place, (rule, wildcards) = Path(path), plan.maker(path)
@@ -210,13 +221,12 @@ def make_up():
         else:
             place.mkdir()
             artifact.digests_path(place).write_text(f"digests of {path.removeprefix(plan.root)}")
-        decisive = json.loads(settings.of(plan, rule, **wildcards))
-        inputs = [Path(name) for name in audit.read_by_its_stage(plan, path)]
+        inputs = [Path(name) for name in plan.reads(path)]
         manifest = {
-            "format": artifact.FORMAT,
+            "format": FORMAT,
             "stage": rule,
-            "settings": decisive,
-            "code": code_digest(rule, decisive.get("engine")),
+            "settings": json.loads(plan.settings_json(rule, wildcards)),
+            "code": plan.code(rule, wildcards),
             "inputs": {
                 "all": [
                     {

@@ -4,10 +4,13 @@ import pytest
 
 from scripts import score_reference, train_dpo, train_reward, train_sft
 from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.kinds.trainer import Finetuned
 from tests.unit.test_train_reward import SETTINGS as REWARD
 from tests.unit.test_train_reward import separable
 
-TRAINING = {**REWARD, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine"}
+SCHEDULE = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "schedule": "cosine"}
+TRAINING = {key: REWARD[key] for key in Finetuned.model_fields} | SCHEDULE
+SFT = {**TRAINING, "kind": "train", "base": "tiny", "dataset": "talk"}
 STEPS = 8
 SCORING = {"dtype": "float32", "quantization": None}
 
@@ -39,13 +42,13 @@ def steps(tmp_path_factory, write, policy, run_stage, tokenizer):
     assert run_stage(score_reference, SCORING, reference, scorer=policy, pairs=table)[0] == 0
     dpo = {"beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0, "start": "a", "reference": "a"}
     return {
-        "sft": (train_sft, {**TRAINING, "packing": False}, {"base": policy, "dataset": conversations}),
+        "sft": (train_sft, {**SFT, "packing": False}, {"base": policy, "dataset": conversations}),
         "packed": (
             train_sft,
-            {**TRAINING, "packing": True, "batch_size": 2, "max_length": 32},
+            {**SFT, "packing": True, "batch_size": 2, "max_length": 32},
             {"base": policy, "dataset": conversations},
         ),
-        "reward": (train_reward, TRAINING, {"init": policy, "dataset": preferences, "heldout": heldout}),
+        "reward": (train_reward, REWARD | SCHEDULE, {"init": policy, "dataset": preferences, "heldout": heldout}),
         "dpo": (
             train_dpo,
             {**TRAINING, **dpo, "sources": [["pairs", 1.0]]},

@@ -1,319 +1,175 @@
-"""LoRA and QLoRA: only what was asked for is trained, and what is saved are whole weights with the adapters in them."""
+"""Adapters: which rows become which examples, and under which reason the others are counted."""
 
-import importlib.util
-import json
-import math
-import os
-import subprocess
-import sys
-import types
+from functools import partial
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from scripts import score_reference, train_dpo, train_raft
-from scripts.lib.models import loading, lora, training
-from scripts.lib.stage import artifact
-from scripts.lib.stage.digest import ROOT
-from scripts.lib.stage.errors import InputError
-from tests.unit.conftest import RUNTIME
-from tests.unit.steps import STEPS
-from tests.unit.test_resume import OFTEN, die_at
+from scripts.lib.data import curation
+from scripts.lib.data.adapters import auto
+from scripts.lib.data.examples import Example
 
-LORA = {"r": 4, "alpha": 8, "dropout": 0, "targets": ["all-linear"], "quantization": None}
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None,
-    reason="bitsandbytes is not installed: pip install -r envs/requirements-qlora.txt",
-)
+parse = partial(curation.parse, adapter=auto)
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """(trainer, whole model) of the steps that are made."""
-    found, real = [], training.whole
-
-    def whole(trainer, load):
-        found.append((trainer, real(trainer, load)))
-        return found[-1][1]
-
-    monkeypatch.setattr(training, "whole", whole)
-    return found
+def user(text):
+    return {"role": "user", "content": text}
 
 
-def changed(before, after, least=1e-5):
-    """Names of the tensors that differ between two folders of weights."""
-    one, two = (load_file(folder / "model.safetensors") for folder in (before, after))
-    return {name for name, value in one.items() if (value - two[name]).abs().max() > least}
+def assistant(text):
+    return {"role": "assistant", "content": text}
 
 
-@pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "down_proj"]])
-@pytest.mark.parametrize("name", ["sft", "dpo"])
-def test_only_the_targets_change_and_whole_weights_are_saved(tmp_path, run_stage, steps, policy, name, targets):
-    module, settings, inputs = steps[name]
-    output = tmp_path / "model"
-    code, _ = run_stage(module, settings | {"lora": LORA | {"targets": targets}}, output, **inputs)
-    assert code == 0
-    assert {path.name for path in output.iterdir()} == {path.name for path in policy.iterdir()}
-    found = {name.split(".")[-2] for name in changed(policy, output)}
-    assert found == set(LINEAR if targets == ["all-linear"] else targets)
-    artifact.verify_model(output)
+Q, GOOD, BAD = [user("q")], [user("q"), assistant("good")], [user("q"), assistant("bad")]
+HH = {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
-def test_the_saved_weights_compute_what_the_adapters_did(tmp_path, run_stage, steps, trained, name):
-    module, settings, inputs = steps[name]
-    code, _ = run_stage(module, settings | {"lora": LORA, "learning_rate": 1e-2}, tmp_path / "model", **inputs)
-    assert code == 0
-    ((trainer, _),) = trained
-    load = loading.load_reward if name == "reward" else loading.load_policy
-    saved = load(tmp_path / "model", "float32").eval()
-    ids = torch.tensor([[5, 9, 11, 20, 7], [30, 31, 8, 6, 4]])
-    with torch.no_grad():
-        wanted, found = (model(input_ids=ids).logits for model in (trainer.model.eval(), saved))
-        with trainer.model.disable_adapter():
-            off = trainer.model(input_ids=ids).logits
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert (off - wanted).abs().max() > 1e-2  # the adapters have learnt something
+PREFERENCES = [
+    HH,
+    {"prompt": "q", "chosen": "good", "rejected": "bad"},
+    {"prompt": " q\n", "chosen": " good", "rejected": "bad "},
+    {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": " good", "rejected": " bad"},
+    {"prompt": Q, "chosen": "good", "rejected": "bad"},
+    {"prompt": Q, "chosen": [assistant("good")], "rejected": [assistant("bad")]},
+    {"prompt": "q", "chosen": GOOD, "rejected": BAD, "messages": GOOD},
+    {"chosen": GOOD, "rejected": BAD},
+    {"messages": Q, "chosen": "good", "rejected": "bad"},
+    {
+        "chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "good"}],
+        "rejected": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "bad"}],
+    },
+]
+CONVERSATIONS = [
+    {"messages": GOOD},
+    {"conversations": GOOD},
+    {"prompt": "q", "response": "good"},
+    {"prompt": Q, "completion": "good"},
+]
+PROMPTS = [
+    {"prompt": "q"},
+    {"messages": Q},
+    {"prompt": Q},
+    {"prompt": "q", "response": None},
+    {"context_messages": Q, "context": "<|begin_of_text|>q", "id": "x"},
+    {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [{"answer": "a", "rank": 1.0}]},
+]
 
 
-def test_the_optimizer_holds_states_of_the_adapters_only(tmp_path, run_stage, steps, trained):
-    module, settings, inputs = steps["dpo"]
-    assert run_stage(module, settings | {"lora": LORA}, tmp_path / "model", **inputs)[0] == 0
-    ((trainer, _),) = trained
-    held = {id(p) for group in trainer.optimizer.optimizer.param_groups for p in group["params"]}
-    names = {name for name, p in trainer.model.named_parameters() if id(p) in held}
-    assert names and all("lora_" in name for name in names)
-    assert len(held) == 2 * len(LINEAR)
+@pytest.mark.parametrize("row", PREFERENCES)
+def test_every_shape_of_a_preference_gives_the_same_example(row):
+    assert parse(row, "preferences") == Example(Q, ("good", "bad"))
+    assert parse(row, "conversations") == Example(Q, ("good",))
+    assert parse(row, "prompts") == Example(Q, ())
+
+
+@pytest.mark.parametrize("row", CONVERSATIONS)
+def test_every_shape_of_a_conversation_gives_the_same_example(row):
+    assert parse(row, "conversations") == Example(Q, ("good",))
+    assert parse(row, "prompts") == Example(Q, ())
+    assert parse(row, "preferences") == "malformed"
+
+
+@pytest.mark.parametrize("row", PROMPTS)
+def test_every_shape_of_a_prompt_gives_the_same_example(row):
+    assert parse(row, "prompts") == Example(Q, ())
+
+
+def test_prompts_of_several_turns_keep_the_assistants():
+    turns = [user("a"), assistant("b"), user("c")]
+    assert parse({"context_messages": turns}, "prompts") == Example(turns, ())
+
+
+def ranks(*pairs):
+    answers = [{"answer": answer, "model": "m", "rank": rank} for answer, rank in pairs]
+    return {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": answers, "good_natured": True}
+
+
+def test_of_ranked_answers_the_best_stands_against_the_worst():
+    row = ranks(("middle", 2.0), ("good", 1.0), ("bad", 7.0), ("fine", 3.0))
+    assert parse(row, "preferences") == Example(Q, ("good", "bad"), margin=6.0)
+    assert parse(row, "conversations") == Example(Q, ("good",))
 
 
 @pytest.mark.parametrize(
-    ("lora", "strategy", "dtype"),
-    [(None, "data", "float32"), (LORA, "data", "bfloat16"), (None, "zero3", "bfloat16")],
+    ("row", "reason"),
+    [
+        (ranks(("a", 1.0), ("b", 1.0)), "unranked"),
+        (ranks(("a", 1.0)), "unranked"),
+        (ranks(("a", 1.0), ("a", 2.0)), "identical"),
+        (ranks(("a", 1.0), ("", 2.0)), "empty"),
+        (ranks(("a", 1.0), ("b", None)), "malformed"),
+        (ranks(("a", 1.0), (None, 2.0)), "malformed"),
+        (ranks(), "malformed"),
+        ({**ranks(("a", 1.0), ("b", 2.0)), "prompt": None}, "malformed"),
+        ({"prompt": "q", "answers": "none"}, "malformed"),
+        ({"prompt": "q", "answers": ["a", "b"]}, "malformed"),
+    ],
 )
-def test_weights_that_are_frozen_or_kept_by_deepspeed_are_held_in_16_bits(lora, strategy, dtype):
-    job = types.SimpleNamespace(settings={"lora": lora, "dtype": "bfloat16"}, runtime={"strategy": strategy})
-    assert training.held_in(job) == dtype
+def test_ranked_answers_that_give_no_pair_have_a_reason(row, reason):
+    assert parse(row, "preferences") == reason
 
 
-def test_frozen_weights_in_bfloat16_stay_what_they_were(tmp_path, run_stage, steps, trained, policy):
-    module, settings, inputs = steps["dpo"]
-    given = settings | {"lora": LORA, "dtype": "bfloat16"}
-    code, manifest = run_stage(module, given, tmp_path / "model", **inputs)
-    assert code == 0
-    ((trainer, _),) = trained
-    kinds = {("lora_" in name): p.dtype for name, p in trainer.model.named_parameters()}
-    assert kinds == {True: torch.float32, False: torch.bfloat16}
-    saved = load_file(tmp_path / "model" / "model.safetensors")
-    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
-    before = load_file(policy / "model.safetensors")["model.embed_tokens.weight"]
-    assert torch.equal(saved["model.embed_tokens.weight"], before.bfloat16())
-    assert manifest["metrics"]["first_loss"] == pytest.approx(math.log(2), abs=0.02)
+def test_several_turns_and_a_system_turn_are_kept_in_order():
+    turns = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c")]
+    assert parse({"messages": [*turns, assistant("d")]}, "conversations") == Example(turns, ("d",))
+    transcript = "\n\nHuman: a\n\nAssistant: b\nHuman: is inside the line\n\nHuman: c\n\nAssistant: d\n\ne"
+    example = parse({"chosen": transcript, "rejected": transcript + "!"}, "preferences")
+    assert example == Example([user("a"), assistant("b\nHuman: is inside the line"), user("c")], ("d\n\ne", "d\n\ne!"))
 
 
-def test_a_reward_model_trains_its_head_whole(tmp_path, run_stage, steps, policy):
-    module, settings, inputs = steps["reward"]
-    made = {}
-    for rate in (1e-2, 1e-9):
-        output = tmp_path / str(rate) / "model"
-        given = settings | {"lora": LORA | {"targets": ["q_proj"]}, "learning_rate": rate}
-        code, manifest = run_stage(module, given, output, **inputs)
-        assert code == 0
-        made[rate] = output, manifest
-    found = {name.removesuffix(".weight").split(".")[-1] for name in changed(made[1e-9][0], made[1e-2][0])}
-    assert found == {"q_proj", "score"}
-    assert made[1e-2][1]["metrics"]["heldout_accuracy"] >= made[1e-9][1]["metrics"]["heldout_accuracy"]
+@pytest.mark.parametrize(
+    ("row", "margin"),
+    [
+        ({"margin": 2}, 2.0),
+        ({"chosen_score": 4.5, "rejected_score": 1}, 3.5),
+        ({"score_chosen": 8, "score_rejected": 7}, 1.0),
+        ({"margin": "2"}, None),
+        ({"margin": float("nan")}, None),
+        ({"margin": True}, None),
+        ({"margin": 10**400}, None),
+        ({"chosen_score": 4.5}, None),
+    ],
+)
+def test_the_margin_is_the_annotators_score_difference_or_none(row, margin):
+    assert parse({**HH, **row}, "preferences").margin == margin
 
 
-def test_all_that_a_bfloat16_reward_model_trains_is_float32(tmp_path, run_stage, steps, trained):
-    module, settings, inputs = steps["reward"]
-    code, _ = run_stage(module, settings | {"lora": LORA, "dtype": "bfloat16"}, tmp_path / "model", **inputs)
-    assert code == 0
-    ((trainer, _),) = trained
-    kinds = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
-    assert any("score" in name for name in kinds) and any("lora_" in name for name in kinds)
-    assert set(kinds.values()) == {torch.float32}
-    assert {p.dtype for p in trainer.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+@pytest.mark.parametrize("text", ["a <| b |> c", "<s", "if x < s > y", "<b>bold</b>", "[inst]", "a|b|c", "<|>"])
+def test_what_only_looks_a_little_like_a_special_token_is_kept(text):
+    assert parse({"prompt": text, "chosen": "good", "rejected": "bad"}, "preferences").messages == [user(text)]
 
 
-def test_dpo_with_adapters_starts_at_ln_2_and_learns(tmp_path, run_stage, steps):
-    module, settings, inputs = steps["dpo"]
-    given = settings | {"lora": LORA, "learning_rate": 1e-2, "epochs": 4}
-    code, manifest = run_stage(module, given, tmp_path / "model", **inputs)
-    assert code == 0
-    assert manifest["metrics"]["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert manifest["metrics"]["last_loss"] < 0.6
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (None, "malformed"),
+        ([1], "malformed"),
+        ({}, "malformed"),
+        ({"chosen": "no transcript", "rejected": "neither"}, "malformed"),
+        ({"chosen": "Title\n\nHuman: q\n\nAssistant: a", "rejected": HH["rejected"]}, "malformed"),
+        ({"chosen": GOOD}, "malformed"),
+        ({"chosen": 1, "rejected": 2, "prompt": "q"}, "malformed"),
+        ({"prompt": "q", "chosen": "\ud800", "rejected": "b"}, "malformed"),
+        ({"chosen": [{"role": "user", "content": [{"type": "text"}]}], "rejected": BAD}, "malformed"),
+        ({"chosen": [*Q, {"role": "tool", "content": "x"}], "rejected": BAD}, "bad_roles"),
+        ({"prompt": "q<|im_end|>", "chosen": "good", "rejected": "bad"}, "special_tokens"),
+        ({"prompt": "q", "chosen": "good</s>", "rejected": "bad"}, "special_tokens"),
+        ({"prompt": "q", "chosen": "good", "rejected": "[INST] bad"}, "special_tokens"),
+        ({"chosen": HH["chosen"], "rejected": HH["chosen"] + " "}, "identical"),
+        ({"chosen": GOOD, "rejected": [user("other"), assistant("bad")]}, "prompt_differs"),
+        ({"prompt": "other", "chosen": GOOD, "rejected": BAD}, "prompt_differs"),
+        ({"prompt": "q", "chosen": "good", "rejected": " \n"}, "empty"),
+        ({"prompt": "", "chosen": "good", "rejected": "bad"}, "empty"),
+        ({"chosen": [*Q, *GOOD], "rejected": [*Q, *BAD]}, "not_alternating"),
+        ({"chosen": [*GOOD, user("x")], "rejected": [*GOOD, user("y")]}, "not_alternating"),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "not_alternating"),
+        ({"chosen": [{"role": "system", "content": "s"}], "rejected": [assistant("b")]}, "not_alternating"),
+    ],
+)
+def test_what_does_not_fit_has_one_reason(row, reason):
+    assert parse(row, "preferences") == reason
 
 
-def test_the_gate_stops_adapters_on_another_start(tmp_path, run_stage, steps, other_policy, capsys):
-    module, settings, inputs = steps["dpo"]
-    code, _ = run_stage(module, settings | {"lora": LORA}, tmp_path / "model", **inputs | {"start": other_policy})
-    assert code == 2
-    assert "gate: before the first step" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["dpo", "reward"])
-def test_a_killed_step_with_adapters_goes_on(tmp_path, run_stage, steps, monkeypatch, capsys, name):
-    module, settings, inputs = steps[name]
-    settings = settings | {"lora": LORA}
-    assert run_stage(module, settings, tmp_path / "whole" / "model", **inputs)[0] == 0
-    output = tmp_path / "killed" / "model"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        die_at(patch, 5)
-        run_stage(module, settings, output, OFTEN, **inputs)
-    capsys.readouterr()
-    assert run_stage(module, settings, output, OFTEN, **inputs)[0] == 0
-    assert "checkpoint-4" in (log := capsys.readouterr().err) and f"step 1/{STEPS}" not in log
-    assert not changed(tmp_path / "whole" / "model", output)
-
-
-def test_checkpointed_activations_give_adapters_the_same_gradients(tmp_path, run_stage, steps):
-    module, settings, inputs = steps["dpo"]
-    folders = []
-    for on in (False, True):
-        folders.append(tmp_path / str(on) / "model")
-        runtime = {"gradient_checkpointing": on}
-        assert run_stage(module, settings | {"lora": LORA}, folders[-1], runtime, **inputs)[0] == 0
-    assert not changed(*folders, least=1e-6)
-
-
-@pytest.mark.parametrize("name", ["sft", "dpo", "reward"])
-def test_dropout_is_the_adapters_where_it_is_asked_for(tmp_path, run_stage, steps, trained, name):
-    module, settings, inputs = steps[name]
-    for dropout in (0, 0.25):
-        given = settings | {"lora": LORA | {"dropout": dropout}}
-        assert run_stage(module, given, tmp_path / str(dropout), **inputs)[0] == 0
-        trainer, _ = trained.pop()
-        found = {part.p for part in trainer.model.modules() if isinstance(part, torch.nn.Dropout)}
-        assert found == ({0.25} if dropout else set())
-
-
-@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "query"]])
-def test_targets_that_the_model_does_not_have_are_named(policy, targets):
-    with pytest.raises(
-        InputError, match=rf"lora.targets names \['{targets[-1]}'\]; the model's linear layers are down"
-    ):
-        lora.config(LORA | {"targets": targets}, loading.load_policy(policy, "float32"), "CAUSAL_LM")
-
-
-def test_raft_with_adapters_trains_the_targets_only(tmp_path, run_stage, write, rollout, policy, tokenizer):
-    from tests.unit.test_train_raft import SETTINGS
-
-    rows = [rollout(question, 0, "red blue", tokenizer=tokenizer) for question in ("count", "say yes", "say no")]
-    table = write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")
-    rewards = [{"prompt_id": row["prompt_id"], "k": 0, "reward": 1.0, "objectives": ""} for row in rows]
-    given = SETTINGS | {"lora": LORA | {"targets": ["v_proj"]}}
-    inputs = {"start": policy, "rollouts": [table], "rewards": [write(tmp_path / "r.parquet", rewards, "REWARDS")]}
-    assert run_stage(train_raft, given, tmp_path / "model", **inputs)[0] == 0
-    assert {name.split(".")[-2] for name in changed(policy, tmp_path / "model")} == {"v_proj"}
-
-
-# Four bits. In processes of their own: bitsandbytes stays out of the rest, as it does in a build.
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory, tokenizer, save_model):
-    """A policy whose matrices are large enough for blocks of 64 numbers."""
-    folder = tmp_path_factory.mktemp("wide") / "policy"
-    return save_model(folder, tokenizer, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-
-
-def staged(module, settings, output, runtime=None, **inputs):
-    words = [sys.executable, "-m", module.__name__, "--settings", json.dumps(settings)]
-    words += ["--runtime", json.dumps(RUNTIME | (runtime or {}))]
-    for name, paths in inputs.items():
-        words += [f"--{name}", *map(str, paths if isinstance(paths, list) else [paths])]
-    words += ["--output", str(output)]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=200, check=False)
-    manifest = output.with_suffix(".json")
-    return done, json.loads(manifest.read_text()) if done.returncode == 0 else {}
-
-
-def test_a_missing_bitsandbytes_is_named_with_a_hint(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(
-        InputError, match=r"bitsandbytes is not installed.\nHint: pip install -r envs/requirements-qlora"
-    ):
-        loading.four_bits("float32")
-
-
-@needs_bitsandbytes
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dpo_on_four_bits_starts_at_its_reference_learns_and_saves_the_original_weights(tmp_path, steps, wide, dtype):
-    _, settings, inputs = steps["dpo"]
-    reference = tmp_path / "reference.parquet"
-    nf4 = {"dtype": dtype, "quantization": "nf4"}
-    done, whole = staged(score_reference, {**nf4, "quantization": None}, reference, scorer=wide, pairs=inputs["pairs"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    lora = LORA | {"quantization": "nf4"}
-    given = settings | {"lora": lora, "dtype": dtype, "learning_rate": 1e-2, "epochs": 4}
-    inputs = {"start": wide, "pairs": inputs["pairs"], "reference": [reference]}
-    # The quantised policy is another function than the whole one: its reference must be scored in four bits.
-    done, _ = staged(train_dpo, given, tmp_path / "refused" / "policy", **inputs)
-    assert done.returncode == 2 and "gate: before the first step" in done.stdout, done.stderr[-3000:]
-    done, four = staged(score_reference, nf4, reference, scorer=wide, pairs=inputs["pairs"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert four["metrics"]["chosen_logprob"] != pytest.approx(whole["metrics"]["chosen_logprob"], abs=1e-2)
-    done, manifest = staged(train_dpo, given, tmp_path / "policy", **inputs)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert manifest["metrics"]["first_loss"] == pytest.approx(math.log(2), abs=1e-4 if dtype == "float32" else 0.03)
-    assert manifest["metrics"]["last_loss"] < 0.6
-    # What was saved are the start's own numbers plus a product of rank r, not what four bits had made of them.
-    before, after = (load_file(folder / "model.safetensors") for folder in (wide, tmp_path / "policy"))
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        moved = after[name].float() - value.to(after[name].dtype).float()
-        if name.split(".")[-2] not in LINEAR:
-            assert not moved.any()
-        elif dtype == "float32":
-            assert torch.linalg.matrix_rank(moved, atol=1e-4) == LORA["r"]
-    config = json.loads((tmp_path / "policy" / "config.json").read_text())
-    assert "quantization_config" not in config
-
-
-@needs_bitsandbytes
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["sft", "reward"])
-def test_fine_tuning_on_four_bits(tmp_path, steps, wide, name):
-    module, settings, inputs = steps[name]
-    start = {"sft": "base", "reward": "init"}[name]
-    given = settings | {"lora": LORA | {"quantization": "nf4"}, "learning_rate": 1e-2, "epochs": 8}
-    done, manifest = staged(module, given, tmp_path / "model", **inputs | {start: wide})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert manifest["metrics"]["last_loss"] < 0.8 * manifest["metrics"]["first_loss"]
-
-
-@needs_bitsandbytes
-@pytest.mark.long
-def test_a_killed_step_on_four_bits_goes_on(tmp_path, steps, wide, run_stage):
-    _, settings, inputs = steps["dpo"]
-    reference = tmp_path / "reference.parquet"
-    done, _ = staged(
-        score_reference, {"dtype": "float32", "quantization": "nf4"}, reference, scorer=wide, pairs=inputs["pairs"]
-    )
-    assert done.returncode == 0
-    given = settings | {"lora": LORA | {"quantization": "nf4"}}
-    inputs = {"start": wide, "pairs": inputs["pairs"], "reference": [reference]}
-    _, whole = staged(train_dpo, given, tmp_path / "whole" / "policy", **inputs)
-    killer = tmp_path / "killer"
-    killer.mkdir()
-    (killer / "sitecustomize.py").write_text(
-        "import os\n"
-        "from transformers import Trainer\n"
-        "real = Trainer.training_step\n"
-        "def step(self, *args, **kwargs):\n"
-        "    if self.state.global_step == 5:\n"
-        "        os._exit(9)\n"
-        "    return real(self, *args, **kwargs)\n"
-        "Trainer.training_step = step\n"
-    )
-    output = tmp_path / "killed" / "policy"
-    path = os.pathsep.join([str(killer), os.environ.get("PYTHONPATH", "")])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", path)
-        assert staged(train_dpo, given, output, OFTEN, **inputs)[0].returncode == 9
-    done, killed = staged(train_dpo, given, output, OFTEN, **inputs)
-    assert "checkpoint-5" in done.stderr
-    assert killed["metrics"] == pytest.approx(whole["metrics"], abs=1e-5)
-    assert not changed(tmp_path / "whole" / "policy", output)
+def test_an_unusable_answer_does_not_spoil_its_prompt():
+    row = {"chosen": "\n\nHuman: q\n\nAssistant: ", "rejected": "\n\nHuman: q\n\nAssistant: bad"}
+    assert parse(row, "preferences") == parse(row, "conversations") == "empty"
+    assert parse(row, "prompts") == Example(Q, ())

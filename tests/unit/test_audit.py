@@ -1,7 +1,6 @@
 """What differs from the plan, in words, over made-up results."""
 
 import copy
-import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from scripts.lib.planning import audit, config
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage import artifact, digest
 
-TINY = config.load(digest.ROOT / "config" / "config.yaml")
+TINY = config.load(digest.ROOT / "config" / "config.yaml").model_dump()
 EVERY = len((digest.ROOT / "tests/plan/golden/tiny_all.txt").read_text().splitlines()) - 1  # jobs of `all` but itself
 
 
@@ -42,8 +41,8 @@ def edit(root, name, **keys):
 
 
 def differing(plan):
-    found = {path: audit.differences(plan, path) for path in plan.artifacts(*plan.asked("all"))}
-    return {path.removeprefix(plan.root + "/"): words for path, words in found.items() if words}
+    told = {path: audit.differences(plan, path) for path in plan.artifacts(*plan.asked("all"))}
+    return {path.removeprefix(plan.root + "/"): words for path, words in told.items() if words}
 
 
 # Artifacts
@@ -54,20 +53,20 @@ def test_results_made_by_the_plan_agree_with_it(root):
 
 
 def test_beta_of_one_run_differs_in_its_three_policies_with_both_values(root):
-    found = differing(plan_at(root, lambda c: c["runs"]["main"]["dpo"].update(beta=0.2)))
-    assert found == {f"runs/main/iter{n}/policy": ["dpo beta 0.1 -> 0.2"] for n in (1, 2, 3)}
+    told = differing(plan_at(root, lambda c: c["runs"]["main"]["dpo"].update(beta=0.2)))
+    assert told == {f"runs/main/iter{n}/policy": ["dpo beta 0.1 -> 0.2"] for n in (1, 2, 3)}
 
 
 def test_settings_changes_are_named_with_their_keys(root):
     def change(c):
         c["samplings"]["best_of_8"].update(k=4, temperatures=[1, 0.7])
 
-    found = differing(plan_at(root, change))
-    assert found["sft/tiny/rollouts/best_of_8/requests-1/0.parquet"] == [
+    told = differing(plan_at(root, change))
+    assert told["sft/tiny/rollouts/best_of_8/requests-1/0.parquet"] == [
         "rollouts k 8 -> 4",
         "rollouts temperatures [1.0] -> [1.0, 0.7]",
     ]
-    assert set(found) == {
+    assert set(told) == {
         f"{policy}/rollouts/best_of_8/requests-{n}/0.parquet"
         for policy, n in (("sft/tiny", 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3))
     }
@@ -75,8 +74,8 @@ def test_settings_changes_are_named_with_their_keys(root):
 
 def test_another_number_of_tables_is_told_by_setting_and_by_input(root):
     mix = [{"dataset": "annotations", "pairing": "as_given"}]
-    found = differing(plan_at(root, lambda c: c["runs"]["main"].update(mix=mix)))
-    assert found["runs/main/iter1/policy"] == [
+    told = differing(plan_at(root, lambda c: c["runs"]["main"].update(mix=mix)))
+    assert told["runs/main/iter1/policy"] == [
         'dpo sources: ["data/annotations/pairs/as_given.parquet", 1.0] is new',
         "input data/annotations/pairs/as_given.parquet is new",
         "input data/annotations/pairs/as_given/reference/sft/tiny.parquet is new",
@@ -84,10 +83,10 @@ def test_another_number_of_tables_is_told_by_setting_and_by_input(root):
 
 
 def test_a_run_taken_away_is_told_by_the_report_alone(root):
-    found = differing(plan_at(root, lambda c: c["runs"].pop("offline")))
-    assert set(found) == {"report.html"}
-    assert found["report.html"][0] == ('report runs: ["offline", "dpo", ["sft/tiny", "runs/offline/iter1"]] is gone')
-    assert "input runs/offline/iter1/eval/heldout.parquet is gone" in found["report.html"]
+    told = differing(plan_at(root, lambda c: c["runs"].pop("offline")))
+    assert set(told) == {"report.html"}
+    assert told["report.html"][0] == ('report runs: ["offline", "dpo", ["sft/tiny", "runs/offline/iter1"]] is gone')
+    assert "input runs/offline/iter1/eval/heldout.parquet is gone" in told["report.html"]
 
 
 def test_another_method_is_told_as_another_stage(root):
@@ -96,17 +95,18 @@ def test_another_method_is_told_as_another_stage(root):
 
 
 def test_changed_code_names_the_modules(root):
-    edit(root, "runs/main/iter1/policy", code=digest.code_digest("train_dpo").replace(" chat:", " chat:0"))
-    assert differing(plan_at(root))["runs/main/iter1/policy"] == ["code: chat changed"]
+    code = digest.code_digest("train_dpo").replace(" models.chat:", " models.chat:0")
+    edit(root, "runs/main/iter1/policy", code=code)
+    assert differing(plan_at(root))["runs/main/iter1/policy"] == ["code: models.chat changed"]
 
 
 def test_an_input_made_again_with_other_contents_is_named_by_those_that_read_it(root):
     policy = root / "runs/main/iter3/policy.sha256"
     policy.write_text("other weights")
     edit(root, "runs/main/iter3/policy", output=digest.file_sha256(policy))
-    found = differing(plan_at(root))
-    assert found.pop("report.html") == ["input runs/main/iter3/policy.json is another now"]
-    assert found == {
+    told = differing(plan_at(root))
+    assert told.pop("report.html") == ["input runs/main/iter3/policy.json is another now"]
+    assert told == {
         "runs/main/iter3/rollouts/evaluation/heldout-1/0.parquet": ["input runs/main/iter3/policy is another now"]
     }
 
@@ -123,13 +123,13 @@ def test_an_input_made_again_with_other_contents_is_named_by_those_that_read_it(
 def test_missing_files_are_named(root, remove, artifact, words):
     place = root / remove
     shutil.rmtree(place) if place.is_dir() else place.unlink()
-    found = audit.differences(plan_at(root), f"{root}/{artifact}")
-    assert found == words
+    told = audit.differences(plan_at(root), f"{root}/{artifact}")
+    assert told == words
 
 
 def test_what_was_never_made_is_not_made_yet(tmp_path):
     plan = plan_at(tmp_path)
-    assert {words for found in differing(plan).values() for words in found} == {"not made yet"}
+    assert {line for words in differing(plan).values() for line in words} == {"not made yet"}
     assert audit.made(plan.report()) is False
 
 
@@ -214,7 +214,7 @@ def test_code_in_words(old, new, words):
 
 
 def run_audit(capsys, plan):
-    code = audit_results.main(["--config", json.dumps(plan.config)])
+    code = audit_results.main(["--config", plan.config.model_dump_json()])
     return code, capsys.readouterr().out.splitlines()
 
 

@@ -7,7 +7,9 @@ import pytest
 from scripts import build_pairs
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.pairs import PAIRS
+from scripts.lib.kinds.pairing import BuildPairs
 from scripts.lib.stage.digest import text_sha256
+from tests.unit.conftest import typed
 
 SETTINGS = {
     "strategy": "max_min",
@@ -38,8 +40,8 @@ def candidates(scores, truncated=(), texts=None, prompt_id="p"):
 
 def choose(rows, **given):
     """(k of chosen, k of rejected) or the reason."""
-    found = build_pairs.choose(rows, SETTINGS | given)
-    return found if isinstance(found, str) else (found[0]["k"], found[1]["k"])
+    chosen = build_pairs.choose(rows, typed(BuildPairs, SETTINGS | given))
+    return chosen if isinstance(chosen, str) else (chosen[0]["k"], chosen[1]["k"])
 
 
 def reward_row(row, reward):
@@ -148,7 +150,7 @@ def test_what_gives_no_pair_says_why(rows, given, wanted):
 )
 def test_the_length_penalty_is_per_character_or_per_token(unit, penalty, wanted):
     rows = [{"reward": 1.0, "response": "nine char", "tokens": 3}, {"reward": 0.5, "response": "two", "tokens": 7}]
-    given = SETTINGS | {"length_penalty": penalty, "length_unit": unit}
+    given = typed(BuildPairs, SETTINGS | {"length_penalty": penalty, "length_unit": unit})
     assert [build_pairs.penalised(row, given) for row in rows] == pytest.approx(wanted)
 
 
@@ -327,11 +329,11 @@ def test_for_any_rewards_the_chosen_is_better_complete_and_another_response():
             "seed": trial,
         }
         rng.shuffle(rows)
-        found = build_pairs.choose(rows, SETTINGS | given)
-        if isinstance(found, str):
-            seen.add(found)
+        pair = build_pairs.choose(rows, typed(BuildPairs, SETTINGS | given))
+        if isinstance(pair, str):
+            seen.add(pair)
             continue
-        chosen, rejected = found
+        chosen, rejected = pair
         assert chosen["score"] - rejected["score"] > given["minimum_margin"]
         assert chosen["finish_reason"] == "stop"
         assert chosen["k"] != rejected["k"] and chosen["response"] != rejected["response"]

@@ -2,6 +2,8 @@
 
 import random
 import re
+import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +13,12 @@ from scripts import build_report
 from scripts.lib.benchmarks.rewards import summary
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.kinds.evaluation import Evaluate
+from scripts.lib.planning.config import load
+from scripts.lib.planning.plan import Plan
+from scripts.lib.report import charts, templates
 from scripts.lib.stage.artifact import canonical_json, input_digest, read_json, write_json
+from scripts.lib.stage.digest import ROOT
 
 ATTACK = "<script>alert('x')</script><img src=https://example.org/x.png> & \"quoted\""
 INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1}
@@ -43,7 +50,7 @@ def evaluation(
     table = root / policy / "eval/heldout.parquet"
     kept = [{**{c: row[c] for c in EVALUATION}, "rewards": canonical_json(row["rewards"])} for row in rows]
     tables.write_table(table, kept, EVALUATION, ("prompt_id", "k"))
-    settings = {**INTERVALS, "rewards": labellers}
+    settings = {**INTERVALS, "benchmark": "rewards", "rewards": labellers}
     modes = {"sampled": [r for r in rows if r["temperature"] > 0], "greedy": [r for r in rows if not r["temperature"]]}
     write_json(
         table.with_suffix(".json"),
@@ -54,7 +61,7 @@ def evaluation(
             "inputs": {"rollouts": [{"path": f"{root}/{policy}/rollouts/e/p-1/0.parquet", "sha256": policy[-1] * 64}]},
             "output": input_digest(table),
             "counts": {"prompts": 8, "responses": len(rows)},
-            "metrics": {mode: summary(chosen, settings) for mode, chosen in modes.items() if chosen},
+            "metrics": {mode: summary(chosen, Evaluate(**settings)) for mode, chosen in modes.items() if chosen},
         },
     )
 
@@ -71,6 +78,7 @@ def world(root: Path, runs: dict[str, int], labellers: list[str], temperatures: 
         "preset": "tiny",
         "runs": [[name, "raft" if name == "raft" else "dpo", chain] for name, chain in policies.items()],
         "benchmarks": {"heldout": labellers},
+        "templates": templates.digests(),
     }
     tables = [root / policy / "eval/heldout.parquet" for policy in levels]
     return [
@@ -287,6 +295,7 @@ def test_single_run_without_gold_or_reward_model(tmp_path: Path, temperatures: l
 
 def test_no_benchmark_at_all(tmp_path: Path) -> None:
     settings = {"preset": "tiny", "runs": [["main", "dpo", ["sft/tiny", "runs/main/iter1"]]], "benchmarks": {}}
+    settings["templates"] = templates.digests()
     command = ["--settings", canonical_json(settings), "--output", str(tmp_path / "report.html")]
     assert build_report.main(command) == 0
     assert "No benchmark was evaluated." in (tmp_path / "report.html").read_text()
@@ -307,3 +316,61 @@ def test_unknown_manifest_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[
     write_json(stray, {"stage": "train_sft"})
     assert build_report.main([*command, str(stray), "--output", str(tmp_path / "r.html")]) == 2
     assert "stray.json: the manifest of a train_sft stage" in capfd.readouterr().err
+
+
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of the templates, in a copy of their folder that the stage and the plan read instead."""
+    shutil.copytree(templates.FOLDER, tmp_path / "templates")
+    monkeypatch.setattr(templates, "FOLDER", tmp_path / "templates")
+    return tmp_path / "templates" / "lead.html.jinja"
+
+
+@pytest.mark.parametrize("name", ["lead.html.jinja", "style.css"])
+def test_an_edited_template_changes_the_settings_of_the_report(template: Path, name: str) -> None:
+    config = load(ROOT / "config" / "config.yaml")
+    before = Plan(config).settings("build_report", {}).model_dump()
+    edited = template.with_name(name)
+    edited.write_text(edited.read_text() + "\n")
+    after = Plan(config).settings("build_report", {}).model_dump()
+    assert {key for key in before if before[key] != after[key]} == {"templates"}
+    assert [line.split("  ")[1] for line in set(after["templates"]) - set(before["templates"])] == [name]
+
+
+def test_every_file_of_the_templates_counts(template: Path) -> None:
+    assert {line.split("  ")[1] for line in templates.digests()} == {path.name for path in template.parent.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda template: template.write_text("<p>Another lead.</p>"),
+        lambda template: template.unlink(),
+        lambda template: template.rename(template.with_name("first.html.jinja")),
+    ],
+    ids=["edited", "deleted", "renamed"],
+)
+def test_a_template_that_changed_after_planning_is_refused(
+    tmp_path: Path, template: Path, capfd: pytest.CaptureFixture[str], change: Callable[[Path], object]
+) -> None:
+    command = world(tmp_path, {"main": 1}, ["gold"], [1.0])
+    change(template)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 2
+    message = capfd.readouterr().err
+    assert "templates: files differ from the planned ones" in message
+    assert "lead.html.jinja" in message
+    assert "Hint: they changed after the build was planned; start Snakemake again." in message
+    assert not output.exists()
+
+
+def test_charts_are_the_only_markup_that_is_not_escaped() -> None:
+    for path in templates.FOLDER.iterdir():
+        assert not re.search(r"\|\s*safe\b|autoescape", path.read_text()), path
+    makers = [path.name for path in templates.FOLDER.parent.glob("*.py") if "Markup(" in path.read_text()]
+    assert makers == ["charts.py"]
+
+
+def test_every_run_has_its_colours_in_the_style_sheet() -> None:
+    colours = re.findall(r"--run(\d+): #[0-9a-f]{6};", (templates.FOLDER / "style.css").read_text())
+    assert colours == [str(n) for n in range(charts.COLOURS)] * 2, "once for light and print, once for dark"

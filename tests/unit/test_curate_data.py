@@ -24,8 +24,8 @@ def source(folder, name="data.jsonl", rows=ROWS):
 
 def settings(path, **given):
     files = digest(str(path), "*", "source")
-    base = {"kind": "files", "type": "preferences", "pattern": "*", "part": [0.0, 1.0], "size": None}
-    return base | {"max_characters": None, "license": "MIT", "files": files} | given
+    base = {"kind": "files", "type": "preferences", "pattern": "*", "adapter": "auto", "part": [0.0, 1.0], "size": None}
+    return base | {"max_characters": None, "license": "MIT", "drop_system": False, "files": files} | given
 
 
 def curate(folder, given, *paths):

@@ -10,7 +10,7 @@ from scripts.lib.planning.explain import Causes, Cost, Planned
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage import artifact, digest
 
-TINY = config.load(digest.ROOT / "config" / "config.yaml")
+TINY = config.load(digest.ROOT / "config" / "config.yaml").model_dump()
 
 
 def plan_at(root="results/tiny", change=lambda config: None):
@@ -21,8 +21,8 @@ def plan_at(root="results/tiny", change=lambda config: None):
 
 def all_jobs(plan, *without):
     """Every job of `all`, or those of some rules only left out."""
-    found = [Planned(plan.maker(path)[0], path) for path in plan.artifacts(*plan.asked("all"))]
-    return [job for job in found if job.rule not in without]
+    jobs = [Planned(plan.maker(path)[0], path) for path in plan.artifacts(*plan.asked("all"))]
+    return [job for job in jobs if job.rule not in without]
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def test_columns_of_iterations_are_in_the_order_of_numbers():
 def test_a_changed_beta_is_one_cause_and_the_rest_follows(root):
     plan = plan_at(root, lambda c: c["runs"]["main"]["dpo"].update(beta=0.2))
     jobs = [job for job in all_jobs(plan) if "/runs/main/" in job.artifact or job.rule == "build_report"]
-    found = explain.causes(plan, jobs)
+    causes = explain.causes(plan, jobs)
     policies = [f"runs/main/iter{n}/policy" for n in (1, 2, 3)]
-    assert found == Causes({"dpo beta 0.1 -> 0.2": policies}, {}, len(jobs) - 3)
-    assert explain.causes_in_words(found) == [
+    assert causes == Causes({"dpo beta 0.1 -> 0.2": policies}, {}, len(jobs) - 3)
+    assert explain.causes_in_words(causes) == [
         "runs/main/iter{1,2,3}/policy: dpo beta 0.1 -> 0.2",
         f"the rest follows from these: {len(jobs) - 3} jobs",
     ]
@@ -157,10 +157,10 @@ def test_a_changed_beta_is_one_cause_and_the_rest_follows(root):
 
 def test_what_is_not_made_yet_is_told_by_rule(tmp_path):
     plan = plan_at(tmp_path)
-    found = explain.causes(plan, all_jobs(plan))
-    assert (found.changed, found.follow) == ({}, 0)
-    assert found.not_made["train_dpo"] == 5
-    assert sum(found.not_made.values()) == len(all_jobs(plan))
+    causes = explain.causes(plan, all_jobs(plan))
+    assert (causes.changed, causes.follow) == ({}, 0)
+    assert causes.not_made["train_dpo"] == 5
+    assert sum(causes.not_made.values()) == len(all_jobs(plan))
     assert explain.causes_in_words(Causes({}, {"train_dpo": 2, "train_raft": 1}, 0)) == [
         "not made yet: 2 train_dpo, 1 train_raft"
     ]
@@ -257,8 +257,8 @@ def test_jobs_that_wait_for_each_other_make_the_longest_chain(tmp_path):
         plan.policy("sft/tiny"),
         plan.reward_model("bt"),
     ]
-    found = explain.cost(plan, plan.asked("all"), [Planned(plan.maker(path)[0], path) for path in paths])
-    assert (found.seconds, found.longest, found.unknown) == (22, 17, 0)
+    cost = explain.cost(plan, plan.asked("all"), [Planned(plan.maker(path)[0], path) for path in paths])
+    assert (cost.seconds, cost.longest, cost.unknown) == (22, 17, 0)
 
 
 def test_gpu_hours_and_bytes_are_summed_where_runs_tell_them(tmp_path):
@@ -274,9 +274,9 @@ def test_a_run_file_without_figures_is_no_history(tmp_path, facts):
     plan = plan_at(tmp_path)
     (tmp_path / "sft/tiny").mkdir(parents=True)
     (tmp_path / "sft/tiny/policy.run.json").write_text(facts)
-    found = explain.cost(plan, [], [Planned("train_sft", plan.policy("sft/tiny"))])
-    assert found == Cost(0, 0, None, None, 1)
-    assert explain.cost_in_words(found, 1) == "time: not known, nothing like it has run here yet"
+    cost = explain.cost(plan, [], [Planned("train_sft", plan.policy("sft/tiny"))])
+    assert cost == Cost(0, 0, None, None, 1)
+    assert explain.cost_in_words(cost, 1) == "time: not known, nothing like it has run here yet"
 
 
 def test_cost_in_words():

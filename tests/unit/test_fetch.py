@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,9 +25,9 @@ ROWS = [{"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant"
 @pytest.fixture(scope="module")
 def files(policy):
     """A model's repository in Hugging Face format, with what does not belong into a model folder."""
-    found = {path.name: path.read_bytes() for path in policy.iterdir()}
+    model = {path.name: path.read_bytes() for path in policy.iterdir()}
     extra = {"LICENSE": b"text of the licence", "README.md": CARD, "modeling_tiny.py": b"raise SystemExit(1)"}
-    return {**found, **extra, "pytorch_model.bin": b"\x80\x04N.", "original/consolidated.00.pth": b"\x80"}
+    return {**model, **extra, "pytorch_model.bin": b"\x80\x04N.", "original/consolidated.00.pth": b"\x80"}
 
 
 @pytest.fixture
@@ -107,8 +108,8 @@ def test_of_a_branch_the_manifest_says_which_commit_it_was(hub, tmp_path, files)
 def test_a_template_of_ours_takes_the_place_of_the_models_own(hub, tmp_path, files):
     from transformers import AutoTokenizer
 
-    own = json.dumps({**json.loads(files["tokenizer_config.json"]), "chat_template": "theirs"}).encode()
-    commit = hub.put("model", "tiny/llama", {**files, "tokenizer_config.json": own})
+    theirs = json.dumps({**json.loads(files["tokenizer_config.json"]), "chat_template": "theirs"}).encode()
+    commit = hub.put("model", "tiny/llama", {**files, "tokenizer_config.json": theirs})
     path = sources.TEMPLATES / "llama3.jinja"
     given = {"chat_template": path.name, "chat_template_sha256": file_sha256(path)}
     code, output, _, _ = base(hub, tmp_path, commit, **given)
@@ -243,9 +244,15 @@ def test_a_hub_that_does_not_answer_is_said(hub, tmp_path):
 # Data
 
 
+ALL = {"repo": "tiny/talks", "revision": "main", "pattern": "*", "license": "unknown"}
+
+
 def data(hub, tmp_path, **given):
-    settings = {"repo": "tiny/talks", "revision": "main", "pattern": "*", "license": "unknown"} | given
-    return call(hub, tmp_path, "fetch_data", settings)
+    return call(hub, tmp_path, "fetch_data", ALL | given)
+
+
+def inside(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 TALKS = {
@@ -269,12 +276,45 @@ def test_data_files_that_match_are_fetched_with_their_card(hub, tmp_path, patter
     commit = hub.put("dataset", "tiny/talks", TALKS)
     code, output, manifest, _ = data(hub, tmp_path, revision=commit, pattern=pattern)
     assert code == 0
-    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    assert found == wanted | {"README.md"}
+    assert inside(output) == wanted | {"README.md"}
     assert {str(path.relative_to(output)) for path in sources.fetched([output])} == wanted
     assert manifest["metrics"]["license"] == "apache-2.0"
     assert (manifest["metrics"]["commit"], manifest["counts"]["files"]) == (commit, len(wanted))
     assert manifest["output"] == verify_model(output)
+
+
+def test_a_name_with_the_characters_of_a_pattern_stands_for_itself(hub, tmp_path):
+    odd = ["data/a[1].jsonl", "data/b*.jsonl", "data/c?.jsonl", "data/[d] e.jsonl"]
+    alike = ["data/a1.jsonl", "data/b2.jsonl", "data/c3.jsonl", "data/d e.jsonl"]
+    files = {name: json.dumps({"prompt": name}).encode() for name in odd + alike}
+    hub.put("dataset", "tiny/talks", {"README.md": CARD, **files})
+    code, output, manifest, said = data(hub, tmp_path, pattern="*[]*?[]*.jsonl")
+    assert code == 0, said
+    assert inside(output) == {"README.md", *odd}
+    assert all((output / name).read_bytes() == files[name] for name in odd)
+    assert sorted(hub.fetched()) == sorted(["README.md", *(name.removeprefix("data/") for name in odd)])
+    assert manifest["counts"]["files"] == len(odd)
+
+
+def test_ctrl_c_ends_a_fetch_at_once_and_keeps_what_has_arrived(hub, tmp_path):
+    hub.put("dataset", "tiny/talks", {**TALKS, "data/train-1.parquet": parquet(ROWS[:1])})
+    hub.stalled.add("data/train-1.parquet")
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a suite that runs in the background
+    process = start(hub, tmp_path, "fetch_data", ALL)
+    signal.signal(signal.SIGINT, heeded)
+    while "train-1.parquet" not in hub.fetched():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    try:
+        said, _ = process.communicate(timeout=30)  # the hub sends nothing more for as long as it is asked
+    finally:
+        process.kill()
+    assert "data/train-0.parquet: 0.0 MB" in said and "train-1.parquet: " not in said
+    hub.stalled.clear()
+    hub.asked.clear()
+    assert data(hub, tmp_path)[0] == 0
+    assert hub.fetched() == ["train-1.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +342,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(hub, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("card", "said", "found"),
+    ("card", "said", "licence"),
     [
         (b"---\nlicense: mit\n---\n", "MIT", "MIT"),
         (b"---\nlicense: other\nlicense_name: llama3\n---\n", "llama3", "llama3"),
@@ -315,9 +355,9 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(hub, tmp_path, name):
         (None, "MIT", "MIT"),
     ],
 )
-def test_a_licence_is_the_cards_or_agrees_with_it(tmp_path, card, said, found):
+def test_a_licence_is_the_cards_or_agrees_with_it(tmp_path, card, said, licence):
     if card is not None:
         (tmp_path / "README.md").write_bytes(card)
     facts = licences.described(tmp_path, said)
-    assert facts.pop("license") == found
+    assert facts.pop("license") == licence
     assert set(facts) == ({"card_sha256"} if card is not None else set())

@@ -6,9 +6,8 @@ import re
 import pytest
 
 from scripts.lib.planning import cluster, fits, forecast
-from scripts.lib.planning.config import resolve
+from scripts.lib.planning.config import check_memory, resolve
 from scripts.lib.planning.plan import Plan
-from scripts.lib.planning.settings import of as settings_of
 from scripts.lib.stage import artifact
 from scripts.lib.stage.errors import ConfigError
 from tests.unit.test_config import given
@@ -33,7 +32,7 @@ def llama(**changes):
         "score_tokens": 8192,
         "generate_batch": 16,
     }
-    spread = {"strategy": "zero3", "gpus": 8}
+    spread = {"sharding": "zero3", "gpus": 8}
     config["resources"] = {"default": {"mem_mb": 500_000}, "train_sft": dict(spread), "train_reward": dict(spread)}
     config["resources"]["train_dpo"] = dict(spread)
     for path, value in changes.items():
@@ -45,9 +44,13 @@ def llama(**changes):
     return config
 
 
+def accepted(config):
+    check_memory(resolve(config))
+
+
 def complaints(config):
     with pytest.raises(ConfigError) as caught:
-        resolve(config)
+        accepted(config)
     return [line.removeprefix("  - ") for line in str(caught.value).splitlines()[1:]]
 
 
@@ -58,9 +61,9 @@ def forecast_of(config):
 
 def test_on_a_gpu_every_process_holds_its_tables_where_their_size_is_known():
     def host(**data):
-        found, plan = forecast_of(llama(**data))
+        said, plan = forecast_of(llama(**data))
         path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
-        return found.job(path).host
+        return said.job(path).host
 
     rows, known = 1_000_000, llama()
     name = known["sft"]["first"]["dataset"]
@@ -71,10 +74,9 @@ def test_on_a_gpu_every_process_holds_its_tables_where_their_size_is_known():
 def test_blocks_of_one_pass_lie_end_to_end_and_need_a_mask():
     def step(packing, micro=2):
         changes = {"sft__first__packing": packing, "sft__first__batch_size": 32, "runtime__train_micro_batch": micro}
-        found, plan = forecast_of(llama(**changes))
+        said, plan = forecast_of(llama(**changes))
         path = next(path for path in plan.artifacts(*plan.asked("all")) if plan.maker(path)[0] == "train_sft")
-        rule, own = plan.maker(path)
-        return found.training(rule, own, found.shape(found.model(rule, own)))
+        return said.training(*plan.maker(path), said.shape("sft/first"))
 
     apart, packed = step(False), step(True)
     assert (apart.rows, apart.length, apart.span) == (packed.rows, packed.length, 2048) == (2, 2048, 2048)
@@ -84,8 +86,8 @@ def test_blocks_of_one_pass_lie_end_to_end_and_need_a_mask():
 
 def test_blocks_that_do_not_fit_side_by_side_are_refused_with_fewer_as_the_cure():
     blocks = {"sft__first__packing": True, "sft__first__max_length": 8192, "sft__first__batch_size": 32}
-    found = complaints(llama(**blocks, runtime__train_micro_batch=4, forecast={"device_memory_gib": 40.0}))
-    (said,) = (line for line in found if "train_sft" in line)
+    lines = complaints(llama(**blocks, runtime__train_micro_batch=4, forecast={"device_memory_gib": 40.0}))
+    (said,) = (line for line in lines if "train_sft" in line)
     assert said.startswith("runtime.train_micro_batch = 4: ")
     assert said.split("Hint: ")[1].startswith("runtime.train_micro_batch: 2; or ")
 
@@ -94,18 +96,36 @@ def test_blocks_that_do_not_fit_side_by_side_are_refused_with_fewer_as_the_cure(
 
 
 def test_eight_gpus_that_share_the_model_fit():
-    resolve(llama())
-    resolve(llama(resources__train_dpo={"strategy": "zero2", "gpus": 8}))
+    accepted(llama())
+    accepted(llama(resources__train_dpo={"sharding": "zero2", "gpus": 8}))
 
 
 def test_without_a_device_nothing_is_refused():
-    resolve(llama(resources={}, forecast={}))
+    accepted(llama(resources={}, forecast={}))
+
+
+def test_a_step_that_does_not_fit_is_only_told_of_where_nothing_is_refused(capsys, monkeypatch):
+    too_large = llama(resources__train_dpo={}, forecast__refuse=False)
+    monkeypatch.setattr(fits, "_fixes", lambda *_: pytest.fail("changes that would help were searched for"))
+    accepted(too_large)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "not refused, because forecast.refuse is false: forecast.device_memory_gib = 80.0: train_dpo "
+    )
+    assert " of 80.0 GiB that there are. Hint: `forecast.refuse: true`" in line
+    accepted(llama(forecast__refuse=False))
+    assert capsys.readouterr().err == ""
+
+
+def test_tools_read_a_configuration_whose_steps_do_not_fit(monkeypatch):
+    monkeypatch.setattr(fits, "check", lambda *_: pytest.fail("memory was forecast"))
+    resolve(llama(resources__train_dpo={}))
 
 
 def test_full_training_on_one_gpu_is_refused_with_what_would_help():
     (line,) = complaints(llama(resources__train_dpo={}))
     text, _, hint = line.partition(". Hint: ")
-    assert text.startswith("resources.train_dpo.strategy = 'data': train_dpo of runs/main/iter1/policy needs ")
+    assert text.startswith("resources.train_dpo.sharding = 'data': train_dpo of runs/main/iter1/policy needs ")
     assert text.endswith(" of 80.0 GiB that there are")
     total, parts = re.search(r"needs ([0-9.]+) GiB \((.*)\)", text).groups()
     sizes = {name: float(size) for name, size in (part.split(" ") for part in parts.split(", "))}
@@ -114,7 +134,7 @@ def test_full_training_on_one_gpu_is_refused_with_what_would_help():
     # 8,030,261,248 parameters in float32, and two moments of each.
     assert (sizes["weights"], sizes["optimizer"]) == (29.9, 59.8)
     changes = hint.removesuffix(".").split("; or ")
-    assert "resources.train_dpo: {strategy: zero3, gpus: 4}" in changes
+    assert "resources.train_dpo: {sharding: zero3, gpus: 4}" in changes
     assert "runs.main.dpo.lora: {r: 16}" in changes
     assert "runs.main.dpo.lora: {quantization: nf4}" in changes
     assert not any("max_length" in change or change == GATES for change in changes)  # weights alone are too large
@@ -123,20 +143,20 @@ def test_full_training_on_one_gpu_is_refused_with_what_would_help():
 @pytest.mark.parametrize(
     "changed",
     [
-        {"resources__train_dpo": {"strategy": "zero3", "gpus": 4}},
-        {"resources__train_dpo": {"strategy": "zero2", "gpus": 4}},
+        {"resources__train_dpo": {"sharding": "zero3", "gpus": 4}},
+        {"resources__train_dpo": {"sharding": "zero2", "gpus": 4}},
         {"resources__train_dpo": {}, "runs__main__dpo__lora": {"r": 16}},
         {"resources__train_dpo": {}, "runs__main__dpo__lora": {"quantization": "nf4"}},
     ],
     ids=str,
 )
 def test_what_a_hint_names_does_fit(changed):
-    resolve(llama(**changed))
+    accepted(llama(**changed))
 
 
 def test_one_process_saves_nothing_by_zero():
-    (line,) = complaints(llama(resources__train_dpo={"strategy": "zero3"}))
-    assert line.startswith("resources.train_dpo.strategy = 'zero3': ")
+    (line,) = complaints(llama(resources__train_dpo={"sharding": "zero3"}))
+    assert line.startswith("resources.train_dpo.sharding = 'zero3': ")
 
 
 def test_rows_that_are_too_many_are_blamed_on_the_micro_batch():
@@ -178,17 +198,17 @@ def test_scoring_is_blamed_on_its_batch():
 
 
 def test_a_node_must_hold_what_its_processes_load():
-    lines = complaints(llama(resources__train_dpo={"strategy": "zero3", "gpus": 8, "mem_mb": 100_000}))
+    lines = complaints(llama(resources__train_dpo={"sharding": "zero3", "gpus": 8, "mem_mb": 100_000}))
     (line,) = lines
     needed = int(re.search(r"resources.train_dpo.mem_mb = 100000: .* takes ([0-9]+) MiB of a node", line)[1])
     assert needed > 8 * 2 * 8_030_261_248 / 2**20
-    resolve(llama(resources__train_dpo={"strategy": "zero3", "gpus": 8, "mem_mb": needed}))
+    accepted(llama(resources__train_dpo={"sharding": "zero3", "gpus": 8, "mem_mb": needed}))
 
 
 def test_a_machine_without_gpus_is_shared_by_its_processes():
     small = given(bases__small={"kind": "gguf", "package": "there", "file": "a", "shape": dict(SMALL)})
     small["runtime"] = {"device": "cpu", "train_micro_batch": 1}
-    resolve({**small, "forecast": {"device_memory_gib": 8}})
+    accepted({**small, "forecast": {"device_memory_gib": 8}})
     lines = complaints({**small, "forecast": {"device_memory_gib": 8}, "resources": {"train_sft": {"processes": 16}}})
     assert lines and all("train_sft" in line and "of 512 MiB" in line for line in lines)
 
@@ -228,7 +248,7 @@ def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
     (line,) = complaints(config)
     assert line.startswith("bases.small.shape.layers = 7: the model has 1. Hint: ")
     block["shape"] = dict(SMALL)
-    resolve(config)
+    accepted(config)
     made(plan, "small", config_json({**SMALL, "positions": 2048}), kind="gguf", package="there", file="a.gguf")
     block["shape"] = {**SMALL, "positions": 8192}
     assert complaints(config)[0].startswith("bases.small.shape.positions = 8192: the model has 2048. Hint: ")
@@ -320,8 +340,8 @@ def test_what_is_known_is_summed_and_the_rest_is_counted():
 def test_the_expected_rows_of_a_hub_count_in_the_forecast_and_nowhere_else():
     def step(**keys):
         said, plan = forecast_of(llama(datasets__choices={**CHOICES, **keys}))
-        settings = settings_of(plan, "curate_data", dataset="choices")
-        fetched = settings_of(plan, "fetch_data", block="datasets", source="choices")
+        settings = plan.settings_json("curate_data", {"dataset": "choices"})
+        fetched = plan.settings_json("fetch_data", {"block": "datasets", "source": "choices"})
         return said.job(plan.reward_model("bt")).tokens, (settings, fetched)
 
     unsaid, recorded = step()
@@ -337,7 +357,7 @@ def test_only_steps_that_compute_are_forecast_and_one_line_tells_of_a_rule():
     text = "\n".join(said.lines(jobs))
     rules = re.findall(r"^([a-z_]+): ", text, re.MULTILINE)
     assert len(rules) == len(set(rules))
-    assert set(rules) == {plan.maker(path)[0] for path in jobs} & set(cluster.ON_GPU)
+    assert set(rules) == {plan.maker(path)[0] for path in jobs} & set(cluster.computing())
     assert " of 80.0 GiB (" in text
     assert "on each of 8 GPUs" in text
     assert max(map(len, text.splitlines())) <= forecast.WIDTH

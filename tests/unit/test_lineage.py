@@ -127,7 +127,7 @@ def test_an_input_that_was_made_again_since_is_marked(results, capsys):
     ]
     assert lines[-2:] == [
         "3 inputs changed after being read: what was made from it is outdated.",
-        "Hint: `snakemake -n all` shows what would be made again.",
+        "Hint: `snakemake -n all` shows what would be rebuilt.",
     ]
 
 
@@ -171,7 +171,10 @@ def test_the_graph_as_json(results, capsys):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("runs/main/iter7/policy", "iter7/policy.json: no such manifest, and it is what you asked about\nHint: "),
+        (
+            "runs/main/iter7/policy",
+            "iter7/policy.json: no such manifest; the artifact you asked about needs it\nHint: ",
+        ),
         ("somewhere/else.parquet", "somewhere/else: not the place of an artifact\nHint: give a table X.parquet"),
     ],
 )
@@ -185,7 +188,7 @@ def test_a_missing_manifest_is_named_with_what_was_made_from_it(results, capsys)
     (results[0] / "base/small/model.json").unlink()
     code, said = told(capsys, results[0] / "runs/main/iter1/policy")
     assert code == 2
-    assert "base/small/model.json: no such manifest, though sft/one/policy was made from it\nHint: " in said
+    assert "base/small/model.json: no such manifest; sft/one/policy was made from it\nHint: " in said
 
 
 def test_a_manifest_of_something_else_is_refused(results, capsys):

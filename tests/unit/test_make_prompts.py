@@ -22,7 +22,8 @@ def make(folder, given, *paths):
 
 
 def from_files(path, **given):
-    base = {"kind": "files", "pattern": "*", "part": [0.0, 1.0], "size": 8, "max_characters": None, "license": "MIT"}
+    base = {"kind": "files", "pattern": "*", "adapter": "auto", "part": [0.0, 1.0], "size": 8}
+    base |= {"max_characters": None, "license": "MIT"}
     return base | {"files": digest(str(path), "*", "source"), "number": 1} | given
 
 
@@ -38,7 +39,7 @@ def pool(tmp_path):
 
 
 def test_slices_are_exact_disjoint_and_in_digest_order(tmp_path, pool):
-    tables = []
+    slices = []
     for number in (1, 2, 3):
         code, table, manifest = make(tmp_path, from_files(pool, number=number), pool)
         assert code == 0
@@ -48,12 +49,12 @@ def test_slices_are_exact_disjoint_and_in_digest_order(tmp_path, pool):
             "dropped_other_slice": 17,
             "rows_out": 8,
         }
-        tables += table
-    ids = [row["prompt_id"] for row in tables]
+        slices += table
+    ids = [row["prompt_id"] for row in slices]
     assert ids == sorted(set(ids)) and len(ids) == 24
-    assert all(row["prompt_id"] == tables.prompt_id(row["messages"]) for row in tables)
-    assert {row["messages"][0]["content"] for row in tables} < {f"p{i}" for i in range(25)}
-    assert {(row["metadata"], row["source"]) for row in tables} == {("", "pool.jsonl")}
+    assert all(row["prompt_id"] == tables.prompt_id(row["messages"]) for row in slices)
+    assert {row["messages"][0]["content"] for row in slices} < {f"p{i}" for i in range(25)}
+    assert {(row["metadata"], row["source"]) for row in slices} == {("", "pool.jsonl")}
 
 
 def test_a_shortfall_exits_2_and_says_how_many_there_are(tmp_path, pool, capsys):

@@ -11,8 +11,13 @@ import transformers
 
 from scripts import make_base
 from scripts.lib.data import world
+from scripts.lib.kinds.bases import BaseGguf, BaseWorld, Shape
+from scripts.lib.kinds.pairing import ScoreReference
+from scripts.lib.kinds.runs import TrainDpo
+from scripts.lib.kinds.sft import TrainSft
+from scripts.lib.kinds.trainer import Lora
 from scripts.lib.planning import memory, model_shape
-from scripts.lib.planning.forecast import CONTEXT
+from scripts.lib.planning.cards.base import CONTEXT
 from scripts.lib.planning.memory import Training
 from tests.conftest import ROOT
 from tests.unit.conftest import RUNTIME, WORDS
@@ -38,10 +43,9 @@ COUNTS = {
 
 
 def shape_of(sizes):
-    said = {"head_size": None, "tied": False, "positions": None, **sizes}
-    found = model_shape.of_block({"kind": "gguf", "shape": said})
-    assert found is not None
-    return found
+    shape = model_shape.of_block(BaseGguf(kind="gguf", package="there", file="a.gguf", shape=Shape(**sizes)))
+    assert shape is not None
+    return shape
 
 
 def config_of(kind, sizes):
@@ -88,7 +92,7 @@ def test_of_a_mixture_of_experts_nothing_is_said():
 
 
 def test_the_vocabulary_of_a_world_base_is_that_of_its_tokenizer():
-    block = {"kind": "world", "hidden_size": 128, "layers": 2, "heads": 4}
+    block = BaseWorld(kind="world", hidden_size=128, layers=2, heads=4)
     assert model_shape.of_block(block).vocabulary == len(make_base.make_tokenizer(world.corpus(2000, 2)))
     assert CONTEXT == make_base.CONTEXT
 
@@ -116,24 +120,24 @@ def test_weights_gradients_and_moments_after_a_step_of_adamw():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_deepspeed_divides_what_its_stage_divides(dtype):
     each, count = memory.BYTES[dtype], shape_of(LLAMA).parameters()
-    two = memory.static(Training(shape_of(LLAMA), 2, 16, dtype, processes=8, strategy="zero2"))
-    three = memory.static(Training(shape_of(LLAMA), 2, 16, dtype, processes=8, strategy="zero3"))
+    two = memory.static(Training(shape_of(LLAMA), 2, 16, dtype, processes=8, sharding="zero2"))
+    three = memory.static(Training(shape_of(LLAMA), 2, 16, dtype, processes=8, sharding="zero3"))
     assert (two["weights"], three["weights"]) == (each * count, each * count // 8)
     for parts in (two, three):
         assert parts["gradients"] == 4 * count // 8
         assert parts["optimizer"] == 12 * count // 8
-    alone = memory.static(Training(shape_of(LLAMA), 2, 16, "float32", processes=1, strategy="zero2"))
+    alone = memory.static(Training(shape_of(LLAMA), 2, 16, "float32", processes=1, sharding="zero2"))
     plain = memory.static(Training(shape_of(LLAMA), 2, 16, "float32"))
     assert sum(alone.values()) > sum(plain.values())  # one process saves nothing by ZeRO
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments():
-    shape, lora = shape_of(LLAMA), {"r": 16, "targets": ["all-linear"], "quantization": None}
+    shape, lora = shape_of(LLAMA), Lora(r=16)
     parts = memory.static(Training(shape, 2, 16, "bfloat16", lora=lora))
     adapters = shape.adapters(16, ["all-linear"])
     assert parts["weights"] == 2 * shape.parameters() + 4 * adapters
     assert (parts["gradients"], parts["optimizer"]) == (4 * adapters, 8 * adapters)
-    small = memory.static(Training(shape, 2, 16, "bfloat16", lora={**lora, "quantization": "nf4"}))
+    small = memory.static(Training(shape, 2, 16, "bfloat16", lora=lora.model_copy(update={"quantization": "nf4"})))
     rest = shape.parameters() - shape.linear_parameters()  # embedding, head and norms stay as they are
     assert small["weights"] == pytest.approx(0.55 * shape.linear_parameters() + 2 * rest + 4 * adapters)
 
@@ -143,12 +147,12 @@ def test_frozen_weights_have_neither_gradients_nor_moments():
 
 def kept(model, ids, where, dtype):
     """Bytes of all distinct tensors that TRL's loss on token log-probabilities keeps, beside the model's own."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     held = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameters:
             held[storage.data_ptr()] = storage
         return tensor
 
@@ -175,8 +179,8 @@ def measured(arithmetic, rows, length, sizes, attention="sdpa", checkpointing=Fa
     if lora:
         import peft
 
-        targets = "all-linear" if lora["targets"] == ["all-linear"] else lora["targets"]
-        model = peft.get_peft_model(model, peft.LoraConfig(r=lora["r"], target_modules=targets, task_type="CAUSAL_LM"))
+        targets = "all-linear" if lora.targets == ["all-linear"] else lora.targets
+        model = peft.get_peft_model(model, peft.LoraConfig(r=lora.r, target_modules=targets, task_type="CAUSAL_LM"))
     ids = torch.randint(0, sizes["vocabulary"], (rows, length))
     mask = torch.ones_like(ids)
     mask[1:, -3:] = 0
@@ -186,7 +190,7 @@ def measured(arithmetic, rows, length, sizes, attention="sdpa", checkpointing=Fa
 
 
 def forecast(arithmetic, rows, length, sizes, attention="auto", checkpointing=False, lora=None, packed=False):
-    strategy = "zero2" if arithmetic == "bfloat16" else "data"
+    sharding = "zero2" if arithmetic == "bfloat16" else "data"
     dtype = "float32" if arithmetic == "float32" else "bfloat16"
     step = Training(
         shape_of(sizes),
@@ -194,7 +198,7 @@ def forecast(arithmetic, rows, length, sizes, attention="auto", checkpointing=Fa
         length,
         dtype,
         1,
-        strategy,
+        sharding,
         lora,
         checkpointing,
         packed,
@@ -245,7 +249,7 @@ def test_a_block_of_several_rows_needs_a_mask_as_padded_rows_do(arithmetic):
 @pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]], ids=len)
 def test_activations_with_adapters(arithmetic, targets):
     pytest.importorskip("peft")
-    lora = {"r": 8, "targets": targets, "quantization": None}
+    lora = Lora(r=8, targets=targets)
     real = measured(arithmetic, 4, 200, SMALL, lora=lora)
     assert forecast(arithmetic, 4, 200, SMALL, lora=lora) == pytest.approx(real, rel=0.04)
 
@@ -269,9 +273,8 @@ def test_the_cache_of_generation_is_what_transformers_keeps():
 
 BIG = {"hidden_size": 512, "intermediate_size": 1376, "layers": 8, "heads": 8, "kv_heads": 2, "vocabulary": 32000}
 BIG |= {"tied": True}
-SETTINGS = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 8, "schedule": "cosine", "warmup_ratio": 0.0}
-SETTINGS |= {"weight_decay": 0.0, "adam_beta2": 0.999, "max_length": 512, "seed": 1, "dtype": "float32", "lora": None}
-SETTINGS |= {"packing": False}
+TRAINED = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 8, "schedule": "cosine", "warmup_ratio": 0.0}
+TRAINED |= {"max_length": 512, "seed": 1, "dtype": "float32"}
 
 
 def peak(stage, settings, output, **inputs):
@@ -280,7 +283,7 @@ def peak(stage, settings, output, **inputs):
     A shell starts it, because a process begins with the peak of the one that it is forked from.
     """
     runtime = {**RUNTIME, "score_tokens": 4096}
-    words = [sys.executable, "-m", f"scripts.{stage}", "--settings", json.dumps(settings)]
+    words = [sys.executable, "-m", f"scripts.{stage}", "--settings", settings.model_dump_json()]
     words += ["--runtime", json.dumps(runtime), "--output", str(output)]
     for name, path in inputs.items():
         words += [f"--{name}", str(path)]
@@ -322,8 +325,8 @@ def made(tmp_path_factory, tokenizer, save_model, write):
 def test_whole_stages_take_what_is_forecast(made):
     folder, longest = made
     shape = model_shape.of_config(json.loads((folder / "big" / "config.json").read_text()))
-    dpo = {**SETTINGS, "beta": 0.1, "loss": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0}
-    dpo |= {"start": "a", "reference": "b", "sources": [["pairs", 1.0]]}
+    sft = TrainSft(kind="train", base="a", dataset="b", **TRAINED)
+    dpo = TrainDpo(start="a", reference="b", sources=[("pairs", 1.0)], **TRAINED)
     step = Training(shape, 4, longest, "float32", accumulated=True, gpu=False)
     expected = {
         "score": memory.scoring(shape, 4096, longest, "float32", False, False),
@@ -334,10 +337,10 @@ def test_whole_stages_take_what_is_forecast(made):
     for size in ("tiny", "big"):
         model, reference = folder / size, folder / f"{size}_reference.parquet"
         given = {"scorer": model, "pairs": folder / "pairs.parquet"}
-        settings = {"dtype": "float32", "quantization": None}
+        settings = ScoreReference(dtype="float32", quantization=None)
         real[size, "score"] = peak("score_reference", settings, reference, **given)
         given = {"base": model, "dataset": folder / "talks.parquet"}
-        real[size, "sft"] = peak("train_sft", SETTINGS, folder / f"{size}_sft", **given)
+        real[size, "sft"] = peak("train_sft", sft, folder / f"{size}_sft", **given)
         given = {"start": model, "pairs": folder / "pairs.parquet", "reference": reference}
         real[size, "dpo"] = peak("train_dpo", dpo, folder / f"{size}_dpo", **given)
     for name, parts in expected.items():

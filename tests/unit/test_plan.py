@@ -5,17 +5,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from scripts import prune_weights
-from scripts.lib.planning.config import Config, load, resolve
-from scripts.lib.planning.plan import PairSource, Plan
-from scripts.lib.planning.settings import of as settings_of
+from scripts.lib.planning.config import load, resolve
+from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.runs import PairSource
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import ConfigError
 
-TINY = load(ROOT / "config" / "config.yaml")
+TINY = load(ROOT / "config" / "config.yaml").model_dump()
 T = "results/tiny"
 FIRST = f"{T}/sft/tiny/rollouts/best_of_8/requests-1"
 SECOND = f"{T}/runs/main/iter1/rollouts/best_of_8/requests-2"
@@ -23,7 +24,7 @@ THIRD = f"{T}/runs/main/iter2/rollouts/best_of_8/requests-3"
 MIX = [{"dataset": "annotations", "pairing": "as_given", "weight": 0.5}]
 
 
-def plan(change: Callable[[Config], object] = lambda config: None) -> Plan:
+def plan(change: Callable[[dict[str, Any]], object] = lambda config: None) -> Plan:
     """The tiny preset's plan after a change to its configuration."""
     config = copy.deepcopy(TINY)
     change(config)
@@ -36,6 +37,11 @@ def main_run(**keys):
 
 def with_run(name, **keys):
     return plan(lambda config: config["runs"].update({name: {**copy.deepcopy(config["runs"]["main"]), **keys}}))
+
+
+def settings_of(p: Plan, stage: str, **wildcards: str) -> str:
+    """The settings string of a stage's job."""
+    return p.settings_json(stage, wildcards)
 
 
 # Paths
@@ -110,8 +116,8 @@ def test_training_on_all_takes_the_pairs_of_every_iteration_so_far():
 
 
 def test_a_mix_adds_curated_pairs_after_the_runs_own_with_their_weight():
-    own, curated = main_run(mix=MIX).pair_sources("main", 1)
-    assert own.pairs == f"{FIRST}/pairs/bt/best_worst.parquet"
+    sampled, curated = main_run(mix=MIX).pair_sources("main", 1)
+    assert sampled.pairs == f"{FIRST}/pairs/bt/best_worst.parquet"
     assert curated == PairSource(
         f"{T}/data/annotations/pairs/as_given.parquet",
         f"{T}/data/annotations/pairs/as_given/reference/sft/tiny.parquet",
@@ -124,7 +130,8 @@ def test_a_mix_adds_curated_pairs_after_the_runs_own_with_their_weight():
 
 
 def test_raft_trains_on_rollouts_and_rewards():
-    assert plan().best_of_sources("raft", 1) == ([f"{FIRST}/0.parquet"], [f"{FIRST}/rewards/bt/0.parquet"])
+    roles = plan().roles("train_raft", {"run": "raft", "n": "1"})
+    assert (roles["rollouts"], roles["rewards"]) == ([f"{FIRST}/0.parquet"], [f"{FIRST}/rewards/bt/0.parquet"])
     assert plan().inputs(f"{T}/runs/raft/iter1/policy") == [
         f"{T}/sft/tiny/policy",
         f"{FIRST}/0.parquet",
@@ -133,10 +140,10 @@ def test_raft_trains_on_rollouts_and_rewards():
 
 
 def test_an_iteration_may_name_its_own_reward_and_sampling():
-    p = main_run(each={"2": {"reward": "gold", "sampling": "best_of_8_mixed"}})
+    p = main_run(overrides={"2": {"reward": "gold", "sampling": "best_of_8_mixed"}})
     assert p.pairs_of("main", 1) == f"{FIRST}/pairs/bt/best_worst.parquet"
-    own = SECOND.replace("best_of_8", "best_of_8_mixed")
-    assert p.pairs_of("main", 2) == f"{own}/pairs/gold/best_worst.parquet"
+    second = SECOND.replace("best_of_8", "best_of_8_mixed")
+    assert p.pairs_of("main", 2) == f"{second}/pairs/gold/best_worst.parquet"
 
 
 def test_five_betas_share_everything_before_the_first_training():
@@ -248,8 +255,8 @@ def test_an_iteration_out_of_range_is_refused_with_the_range(name, n):
 def test_a_shard_out_of_range_is_refused_with_the_range():
     p = plan(lambda config: config["prompts"]["requests"].update(shard_prompts=200))
     given = {"policy": "sft/tiny", "sampling": "best_of_8", "prompts": "requests-1"}
-    found = [json.loads(settings_of(p, "sample_rollouts", shard=shard, **given)) for shard in "012"]
-    assert [(own["first"], own["prompts"]) for own in found] == [(0, 200), (200, 200), (400, 100)]
+    shards = [json.loads(settings_of(p, "sample_rollouts", shard=shard, **given)) for shard in "012"]
+    assert [(shard["first"], shard["prompts"]) for shard in shards] == [(0, 200), (200, 200), (400, 100)]
     with pytest.raises(ConfigError, match=r"'requests-1' has shards 0 to 2; there is no shard 3\. Hint: "):
         settings_of(p, "sample_rollouts", shard="3", **given)
 
@@ -398,11 +405,11 @@ def test_a_target_of_the_command_line_is_a_name_or_a_file():
 
 def test_artifacts_stand_after_all_that_they_are_made_from():
     p = plan()
-    found = p.artifacts(*p.asked("all"))
-    assert len(found) == len(set(found))
+    artifacts = p.artifacts(*p.asked("all"))
+    assert len(artifacts) == len(set(artifacts))
     assert p.closure(*p.asked("all")) == p.target("all")
-    for i, path in enumerate(found):
-        assert set(p.inputs(path)) <= set(found[:i])
+    for i, path in enumerate(artifacts):
+        assert set(p.inputs(path)) <= set(artifacts[:i])
 
 
 # Settings: what reaches which stage
@@ -475,7 +482,7 @@ SAMPLED = {
         pytest.param(put("runs", "main", "dpo", "beta", 0.2), MAIN, id="beta of one run"),
         pytest.param(put("runs", "main", "dpo", "seed", 7), MAIN, id="seed of one run's training"),
         pytest.param(
-            put("runs", "main", "each", {"2": {"dpo": {"beta": 0.2}}}),
+            put("runs", "main", "overrides", {"2": {"dpo": {"beta": 0.2}}}),
             {"train_dpo runs/main/iter2/policy"},
             id="beta of one iteration",
         ),
@@ -686,10 +693,13 @@ def test_a_chat_template_of_ours_enters_by_its_bytes(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "TEMPLATES", tmp_path)
     template = tmp_path / "mine.jinja"
     template.write_text("one")
-    p = from_hub(bases__llama__chat_template="mine.jinja")
-    before = told(p, "fetch_base", base="llama")
+
+    def fetched():  # by a plan of its own: a plan reads a file once
+        return told(from_hub(bases__llama__chat_template="mine.jinja"), "fetch_base", base="llama")
+
+    before = fetched()
     template.write_text("two")
-    after = told(p, "fetch_base", base="llama")
+    after = fetched()
     assert {key for key in before if before[key] != after[key]} == {"chat_template_sha256"}
     assert told(from_hub(), "fetch_base", base="llama")["chat_template_sha256"] is None
 
@@ -710,7 +720,7 @@ def test_a_source_without_files_is_refused_with_its_key(tmp_path):
 
 def test_planning_imports_neither_torch_nor_transformers_nor_snakemake():
     code = (
-        "import sys; from pathlib import Path; from scripts.lib import audit, config, explain, plan\n"
+        "import sys; from pathlib import Path; from scripts.lib.planning import audit, config, explain, plan\n"
         "plan.Plan(config.load(Path('config/config.yaml'))).target('all')\n"
         "print(sorted({'torch', 'transformers', 'trl', 'snakemake', 'polars', 'numpy'} & set(sys.modules)))"
     )
@@ -729,7 +739,7 @@ def keeping(keep):
     ("keep", "kept"), [("all", {1, 2, 3}), ("last", {3}), ([1], {1}), ([3, 1], {1, 3}), ([], set())], ids=str
 )
 def test_the_iterations_whose_weights_a_run_keeps(keep, kept):
-    assert prune_weights.kept_by(plan(keeping(keep)).config["runs"]["main"]) == kept
+    assert prune_weights.kept_by(plan(keeping(keep)).config.runs["main"]) == kept
 
 
 def test_keeping_fewer_weights_changes_no_settings():

@@ -6,42 +6,40 @@ import json
 import pytest
 
 from scripts import prune_weights
-from scripts.lib.planning import settings
-from scripts.lib.planning.config import load
+from scripts.lib.planning.config import load, resolve
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage import artifact
 from scripts.lib.stage.digest import ROOT
 from tests.unit.results import make
 
-TINY = load(ROOT / "config" / "config.yaml")
+TINY = load(ROOT / "config" / "config.yaml").model_dump()
 FIRST, SECOND, THIRD = (f"runs/main/iter{n}/policy" for n in (1, 2, 3))
 ROLLOUTS = "runs/main/iter1/rollouts/best_of_8/requests-2/0.parquet"
 
 
 @pytest.fixture
 def config(tmp_path):
-    found = copy.deepcopy(TINY)
-    found["results"] = str(tmp_path / "tiny")
-    found["runs"] = {"main": found["runs"]["main"] | {"keep": "last"}}
-    return found
+    given = copy.deepcopy(TINY)
+    given["results"] = str(tmp_path / "tiny")
+    given["runs"] = {"main": given["runs"]["main"] | {"keep": "last"}}
+    return given
 
 
 @pytest.fixture
 def root(config, tmp_path):
     """Results in which everything that is made from the run's weights is there."""
-    plan, root = Plan(config), tmp_path / "tiny"
+    plan, root = Plan(resolve(config)), tmp_path / "tiny"
     for name in ("base/world/model", "reward/bt/model", "sft/tiny/policy"):
         make(root, name)
     for n in (1, 2, 3):
-        planned = json.loads(settings.of(plan, "train_dpo", run="main", n=str(n)))
+        planned = json.loads(plan.settings_json("train_dpo", {"run": "main", "n": str(n)}))
         make(root, f"runs/main/iter{n}/policy", "train_dpo", planned, start=[f"{plan.start('main', n)}/policy"])
     for n in (1, 2, 3):
         weights = f"runs/main/iter{n}/policy"
         for path in prune_weights.readers_of(plan)[plan.policy(f"runs/main/iter{n}")]:
             name = path.removeprefix(f"{root}/")
             if name.endswith(".parquet"):
-                rule, wildcards = plan.maker(path)
-                make(root, name, settings=json.loads(settings.of(plan, rule, **wildcards)), policy=[weights])
+                make(root, name, settings=json.loads(plan.settings_json(*plan.maker(path))), policy=[weights])
     return root
 
 
@@ -66,7 +64,7 @@ def test_what_no_run_keeps_is_freed_and_its_records_stay(config, root, capsys):
             "freed  runs/main/iter1: 0.0 MB",
             "freed  runs/main/iter2: 0.0 MB",
             "kept   runs/main/iter3: runs.main.keep is last",
-            "0.0 MB freed; `make phases TARGET=weights` trains the chosen run's again",
+            "0.0 MB freed; `make phases TARGET=weights` retrains those of the chosen run",
         ],
     )
     assert size > 0
@@ -92,33 +90,33 @@ def change(file, **values):
 OBSTACLES = {
     "rollouts are missing": (
         lambda root: (root / ROLLOUTS).unlink(),
-        f"{ROLLOUTS} is still to be made from them",
+        f"{ROLLOUTS} has yet to be made from them",
     ),
     "a manifest of rollouts is missing": (
         lambda root: (root / ROLLOUTS).with_suffix(".json").unlink(),
-        f"{ROLLOUTS} is still to be made from them",
+        f"{ROLLOUTS} has yet to be made from them",
     ),
     "the next iteration is missing": (
         lambda root: (root / "runs/main/iter2/policy.json").unlink(),
-        f"{SECOND} is still to be made from them",
+        f"{SECOND} has yet to be made from them",
     ),
     "rollouts were made from other weights": (
         lambda root: change(
             (root / ROLLOUTS).with_suffix(".json"), inputs={"policy": [{"path": FIRST, "sha256": "0"}]}
         ),
-        f"{ROLLOUTS} was made from other weights and is to be made again",
+        f"{ROLLOUTS} was made from other weights and must be rebuilt",
     ),
     "rollouts were made with other settings": (
         lambda root: change((root / ROLLOUTS).with_suffix(".json"), settings={"k": 4}),
-        f"{ROLLOUTS} was made with other settings and is to be made again",
+        f"{ROLLOUTS} was made with other settings and must be rebuilt",
     ),
     "the manifest is missing": (
         lambda root: (root / "runs/main/iter1/policy.json").unlink(),
-        "its manifest or digests are missing; `snakemake all` trains it again",
+        "its manifest or digests are missing; `snakemake all` retrains it",
     ),
     "the manifest is another's": (
         lambda root: change(root / "runs/main/iter1/policy.json", output="0"),
-        "policy.sha256 is not what policy.json says; `snakemake verify` says more",
+        "policy.sha256 does not match policy.json; `snakemake verify` says more",
     ),
     "somebody's file lies among the weights": (
         lambda root: (root / FIRST / "notes.txt").touch(),

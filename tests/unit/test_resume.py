@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts import sample_rollouts, score_rollouts
-from scripts.lib.models import scoring, training
+from scripts.lib.models import forward, training
 from scripts.lib.stage import checkpoints
 from scripts.lib.stage.chunks import Chunks
 from tests.unit.steps import STEPS
@@ -164,13 +164,13 @@ def test_scoring_goes_on_where_it_was_killed(tmp_path, run_stage, write, rollout
         for k in range(12)
     ]
     inputs = {"model": model, "rollouts": write(tmp_path / "rollouts.parquet", rows, "ROLLOUTS")}
-    settings, small = {"dtype": "float32"}, {"score_tokens": 96}
+    settings, small = {"dtype": "float32", "labeller": "bt"}, {"score_tokens": 96}
     assert run_stage(score_rollouts, settings, tmp_path / "whole.parquet", small, **inputs)[0] == 0
-    real, scored = scoring.rewards, []
+    real, scored = forward.rewards, []
     for batches in (1, 2, None):
         dies = Dies(lambda *args: scored.extend(map(tuple, args[2])) or real(*args), batches)
         with monkeypatch.context() as patch:
-            patch.setattr(scoring, "rewards", dies)
+            patch.setattr(forward, "rewards", dies)
             if batches is None:
                 assert run_stage(score_rollouts, settings, tmp_path / "killed.parquet", OFTEN | small, **inputs)[0] == 0
             else:

@@ -15,12 +15,14 @@ from scripts.lib.data.schemas.logprobs import LOGPROBS
 from scripts.lib.data.schemas.prompts import PROMPTS
 from scripts.lib.data.schemas.rollouts import ROLLOUTS
 from scripts.lib.data.seeds import derive_seed
+from scripts.lib.kinds.sampling import SampleRollouts
 from scripts.lib.models import chat, loading
 from scripts.lib.models.engines import vllm as engine_vllm
 from scripts.lib.models.engines.transformers import PerRowSampling, TransformersEngine, keep_nucleus
 from scripts.lib.models.generation import Request
 from scripts.lib.stage import work
 from scripts.lib.stage.chunks import Chunks
+from tests.unit.conftest import stage_runtime, typed
 
 SETTINGS = {
     "engine": "transformers",
@@ -35,6 +37,7 @@ SETTINGS = {
     "prompts": 5,
     "dtype": "float32",
 }
+MANY = stage_runtime(generate_batch=64, score_tokens=512)
 
 
 @pytest.fixture
@@ -59,8 +62,7 @@ def stops(policy):
 @pytest.fixture(scope="module")
 def engine(policy, stops):
     """An engine that generates as many responses at once as it is given."""
-    runtime = {"generate_batch": 64, "score_tokens": 512}
-    return TransformersEngine(policy, {"dtype": "float32"}, runtime, stops, torch.device("cpu"))
+    return TransformersEngine(policy, typed(SampleRollouts, SETTINGS), MANY, stops, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +120,7 @@ def test_the_models_own_generation_config_changes_no_draw(requests, stops, tmp_p
         folder = save_model(tmp_path / name, tokenizer, generation=generation)
         kept = loading.generation_config(folder)
         assert all(getattr(kept, key) == value for key, value in generation.items())
-        runtime = {"generate_batch": 64, "score_tokens": 512}
-        engine = TransformersEngine(folder, {"dtype": "float32"}, runtime, stops, torch.device("cpu"))
+        engine = TransformersEngine(folder, typed(SampleRollouts, SETTINGS), MANY, stops, torch.device("cpu"))
         found.append(drawn(engine, [*requests, *(dataclasses.replace(each, temperature=0) for each in requests)]))
     assert found[0] == found[1]
 

@@ -11,9 +11,9 @@ from scripts.lib.data import tables
 from scripts.lib.data.schemas.logprobs import LOGPROBS
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.data.schemas.rewards import REWARDS
-from scripts.lib.models import chat, loading, scoring
+from scripts.lib.models import chat, forward, loading
 
-SETTINGS = {"dtype": "float32", "quantization": None}
+SETTINGS = {"dtype": "float32"}
 ANSWERS = ("red", "blue and green", "", "one two three four five then no", "yes", "sea sky tree stone")
 
 
@@ -53,16 +53,16 @@ def test_token_logprobs_are_the_sums_by_hand_for_any_lengths_and_padding(policy)
     model = loading.load_policy(policy, "float32").eval()
     # The padding token never counts, not even when it is the end of turn, 5.
     for pad in (0, 5):
-        found = scoring.token_logprobs(model, sequences, pad, torch.device("cpu"))
+        found = forward.token_logprobs(model, sequences, pad, torch.device("cpu"))
         assert found == pytest.approx(wanted, abs=1e-5)
-    assert scoring.token_logprobs(model, sequences[::-1], 0, torch.device("cpu")) == pytest.approx(
+    assert forward.token_logprobs(model, sequences[::-1], 0, torch.device("cpu")) == pytest.approx(
         wanted[::-1], abs=1e-5
     )
 
 
 def test_an_empty_completion_has_log_probability_zero(policy):
     model = loading.load_policy(policy, "float32").eval()
-    found = scoring.token_logprobs(model, [([1, 20], []), ([1, 20], [21])], 0, torch.device("cpu"))
+    found = forward.token_logprobs(model, [([1, 20], []), ([1, 20], [21])], 0, torch.device("cpu"))
     assert found[0] == 0.0 and found[1] == pytest.approx(by_hand(policy, [1, 20], [21]), abs=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_batches_hold_every_index_once_within_the_budget_longest_first():
     for _ in range(200):
         lengths = [rng.randint(1, 40) for _ in range(rng.randint(0, 30))]
         budget = rng.choice([1, 16, 50, 100, 10_000])
-        batches = scoring.batches_by_length(lengths, budget)
+        batches = forward.batches_by_length(lengths, budget)
         assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
         sizes = [lengths[i] for batch in batches for i in batch]
         assert sizes == sorted(sizes, reverse=True)
@@ -82,12 +82,14 @@ def test_batches_hold_every_index_once_within_the_budget_longest_first():
 
 def test_batches_are_these():
     # 5 + 5 fit 10; then 3 · 3 fit 10 and a fourth would not.
-    assert scoring.batches_by_length([3, 5, 3, 5, 2, 1], 10) == [[1, 3], [0, 2, 4], [5]]
-    assert scoring.batches_by_length([], 10) == []
+    assert forward.batches_by_length([3, 5, 3, 5, 2, 1], 10) == [[1, 3], [0, 2, 4], [5]]
+    assert forward.batches_by_length([], 10) == []
 
 
 def score(run_stage, module, output, budget, **inputs):
-    code, manifest = run_stage(module, SETTINGS, output, {"score_tokens": budget}, **inputs)
+    particular = {score_rollouts: {"labeller": "bt"}, score_reference: {"quantization": None}}
+    settings = SETTINGS | particular.get(module, {})
+    code, manifest = run_stage(module, settings, output, {"score_tokens": budget}, **inputs)
     assert code == 0
     return manifest
 
@@ -96,13 +98,13 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
     tmp_path, run_stage, reward_model, rollouts, tokenizer
 ):
     path, rows = rollouts
-    tables = []
+    written = []
     # One row at a time, some, all at once.
     for budget in (1, 60, 10_000):
         output = tmp_path / f"{budget}.parquet"
         manifest = score(run_stage, score_rollouts, output, budget, model=reward_model, rollouts=path)
         assert manifest["counts"] == {"rows_in": 12, "rows_out": 12, "special_tokens_removed": 0}
-        tables.append(tables.read_table(output, REWARDS).to_dicts())
+        written.append(tables.read_table(output, REWARDS).to_dicts())
     model = loading.load_reward(reward_model, "float32").eval()
     wanted = []
     for row in rows:
@@ -114,7 +116,7 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
         with torch.no_grad():
             wanted.append(model(input_ids=torch.tensor([ids])).logits[0, 0].item())
     assert len({round(reward, 4) for reward in wanted}) == 12
-    for table in tables:
+    for table in written:
         assert [(row["prompt_id"], row["k"]) for row in table] == [(row["prompt_id"], row["k"]) for row in rows]
         assert [row["reward"] for row in table] == pytest.approx(wanted, abs=1e-5)
     assert manifest["metrics"]["mean"] == pytest.approx(sum(wanted) / 12, abs=1e-5)
@@ -138,7 +140,7 @@ def test_rewards_of_a_bfloat16_model_are_not_rounded_to_bfloat16(reward_model, t
     model = loading.load_reward(reward_model, "bfloat16").eval()
     model.score.weight.data *= 50
     sequences = [[1, 20, 21, 22, 23, 5], [1, 20, 21, 22, 24, 5]]
-    one, two = found = scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))
+    one, two = found = forward.rewards(model, tokenizer, sequences, torch.device("cpu"))
     with torch.no_grad():
         last = [model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1].float() for ids in sequences]
     assert found == pytest.approx([(row @ model.score.weight[0].float()).item() for row in last], abs=0.05)
@@ -152,9 +154,9 @@ def test_rewards_of_a_model_that_was_just_trained_under_autocast_are_not_rounded
     model, sequences = loading.load_reward(reward_model, "float32").eval(), [[1, 20, 21, 22, 23, 5]]
     model.score.weight.data *= 50
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))
+        (found,) = forward.rewards(model, tokenizer, sequences, torch.device("cpu"))
     assert found != torch.tensor(found).bfloat16().item()
-    assert found == pytest.approx(scoring.rewards(model, tokenizer, sequences, torch.device("cpu"))[0], rel=0.05)
+    assert found == pytest.approx(forward.rewards(model, tokenizer, sequences, torch.device("cpu"))[0], rel=0.05)
 
 
 def test_rewards_of_a_float32_model_are_the_models_own_to_the_last_bit(reward_model, tokenizer):
@@ -163,7 +165,7 @@ def test_rewards_of_a_float32_model_are_the_models_own_to_the_last_bit(reward_mo
     padded = tokenizer.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         own = model(**padded).logits[:, 0].double().tolist()
-    assert scoring.rewards(model, tokenizer, sequences, torch.device("cpu")) == own
+    assert forward.rewards(model, tokenizer, sequences, torch.device("cpu")) == own
 
 
 def test_logprobs_are_those_of_the_sampled_ids_whatever_the_batches(tmp_path, run_stage, policy, rollouts):
@@ -217,14 +219,14 @@ def test_the_reference_is_the_log_probability_of_the_same_ids(tmp_path, run_stag
 def test_curated_pairs_are_scored_as_the_template_writes_them(tmp_path, run_stage, write, policy, rollouts, tokenizer):
     _, rows = rollouts
     both = [(rows[1], rows[4]), (rows[6], rows[9])]
-    tables = []
+    scored = []
     for ids in (True, False):
         pairs = write(tmp_path / f"{ids}.parquet", [pair(*sides, ids=ids) for sides in both], "PAIRS")
         score(run_stage, score_reference, tmp_path / f"r{ids}.parquet", 512, scorer=policy, pairs=pairs)
-        tables.append(tables.read_table(tmp_path / f"r{ids}.parquet", REFERENCE).to_dicts())
-    assert tables[0] == tables[1]
+        scored.append(tables.read_table(tmp_path / f"r{ids}.parquet", REFERENCE).to_dicts())
+    assert scored[0] == scored[1]
     # The end of turn counts.
-    assert tables[0][0]["chosen_tokens"] == len("blue and green".split()) + 1
+    assert scored[0][0]["chosen_tokens"] == len("blue and green".split()) + 1
     ids = chat.completion_ids(tokenizer, rows[1]["messages"], "blue and green")
     assert ids[-1] == tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    assert tables[0][0]["chosen_logprob"] == pytest.approx(by_hand(policy, rows[1]["prompt_ids"], ids), abs=1e-4)
+    assert scored[0][0]["chosen_logprob"] == pytest.approx(by_hand(policy, rows[1]["prompt_ids"], ids), abs=1e-4)

@@ -11,7 +11,7 @@ from scripts.lib.stage import slots
 
 HOLD = """
 import os, sys
-from scripts.lib import slots
+from scripts.lib.stage import slots
 slots.take(int(sys.argv[1]))
 print(os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
 # As the launcher does: another program takes this process over, and the locks with it.

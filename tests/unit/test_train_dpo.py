@@ -3,10 +3,10 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
@@ -15,11 +15,12 @@ from trl import DPOConfig, DPOTrainer
 from scripts import score_reference, train_dpo
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.data.tables import read_table
-from scripts.lib.models import chat, loading, reference, scoring
+from scripts.lib.kinds.runs import Loss, TrainDpo
+from scripts.lib.models import chat, forward, loading, reference
 from scripts.lib.stage import artifact
 from scripts.lib.stage.contract import Job
-from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import InputError
+from tests.unit.conftest import stage_runtime, typed
 
 SCORING = {"dtype": "float32", "quantization": None}
 SETTINGS = {
@@ -42,7 +43,7 @@ SETTINGS = {
     "reference": "sft/tiny",
     "dtype": "float32",
 }
-LOSSES = yaml.safe_load((ROOT / "config" / "schema.yaml").read_text())["$defs"]["dpo"]["properties"]["loss"]["items"]
+LOSSES = get_args(Loss)
 # Question, chosen, rejected: lengths differ within and between pairs.
 TEXTS = (
     ("say yes", "yes", "no or then"),
@@ -237,8 +238,8 @@ def test_the_gates_tolerance_is_per_token(pairs, policy, tokenizer, dtype):
     model = loading.load_policy(policy, "float32").eval()
     device = torch.device("cpu")
     sequences = [(row["prompt_ids"], row["chosen_ids"]) for row in pairs]
-    exact = scoring.token_logprobs(model, sequences, 0, device)
-    rejected = scoring.token_logprobs(model, [(row["prompt_ids"], row["rejected_ids"]) for row in pairs], 0, device)
+    exact = forward.token_logprobs(model, sequences, 0, device)
+    rejected = forward.token_logprobs(model, [(row["prompt_ids"], row["rejected_ids"]) for row in pairs], 0, device)
 
     def rows(off):
         """The first pair's chosen side is `off` tolerances per token away from its reference."""
@@ -270,7 +271,7 @@ def test_the_gate_lets_short_answers_scatter_as_rounding_lets_them(pairs, policy
     ids = {"prompt_ids": pairs[0]["prompt_ids"], "chosen_ids": [5] * tokens, "rejected_ids": [6] * tokens}
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
         given = {
-            side: scoring.token_logprobs(model, [(ids["prompt_ids"], ids[f"{side}_ids"])], 0, device)[0]
+            side: forward.token_logprobs(model, [(ids["prompt_ids"], ids[f"{side}_ids"])], 0, device)[0]
             for side in ("chosen", "rejected")
         }
 
@@ -294,7 +295,7 @@ def test_the_gate_stops_small_differences_that_all_lean_to_one_side(pairs, polic
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for name in ("chosen", "rejected"):
             sequences = [(row["prompt_ids"], row[f"{name}_ids"]) for row in pairs]
-            given[name] = [scoring.token_logprobs(model, [sequence], 0, device)[0] for sequence in sequences]
+            given[name] = [forward.token_logprobs(model, [sequence], 0, device)[0] for sequence in sequences]
 
     def rows(off, signs):
         """Every answer of the side is `off` nats per token from its reference."""
@@ -348,7 +349,7 @@ def test_a_first_loss_other_than_ln_2_stops_where_theory_fixes_it():
     ],
 )
 def test_theory_fixes_the_first_loss_only_here(given, fixed):
-    assert train_dpo.starts_at_ln2(SETTINGS | given) is fixed
+    assert train_dpo.starts_at_ln2(typed(TrainDpo, SETTINGS | given)) is fixed
 
 
 def test_pairs_beyond_the_gates_first_ones_are_caught_by_the_first_loss(
@@ -437,12 +438,12 @@ def test_nothing_that_fits_exits_2(train, pairs, capsys):
 
 def load(tables, weights, *parts, seed=1):
     """Rows to train on and counts of load_pairs for several tables."""
-    found = [tables(part) for part in parts]
-    inputs = {"pairs": [pairs for pairs, _ in found], "reference": [known for _, known in found]}
+    made = [tables(part) for part in parts]
+    inputs = {"pairs": [pairs for pairs, _ in made], "reference": [known for _, known in made]}
     job = Job(
         "train_dpo",
-        SETTINGS | {"sources": [["pairs.parquet", weight] for weight in weights], "seed": seed},
-        {},
+        typed(TrainDpo, SETTINGS | {"sources": [["pairs.parquet", weight] for weight in weights], "seed": seed}),
+        stage_runtime(),
         inputs,
         output=Path("unused"),
         work=Path("unused"),
@@ -493,7 +494,7 @@ def test_a_reference_with_other_tokens_is_refused(train, tables, write, tmp_path
 # Losses and training.
 
 
-@pytest.mark.parametrize("loss", LOSSES["enum"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_of_the_schema_trains_a_step(train, pairs, policy, loss):
     smoothing = 0.1 if loss in ("exo_pair", "robust") else 0
     code, manifest, folder = train(pairs[:4], loss=[loss], label_smoothing=smoothing)
@@ -531,7 +532,7 @@ def test_training_prefers_the_chosen(train, pairs, policy):
     def margin(place, row):
         model = loading.load_policy(place, "float32").eval()
         sequences = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids")]
-        chosen, rejected = scoring.token_logprobs(model, sequences, 0, torch.device("cpu"))
+        chosen, rejected = forward.token_logprobs(model, sequences, 0, torch.device("cpu"))
         return chosen - rejected
 
     assert all(margin(folder, row) > margin(policy, row) for row in pairs)

@@ -14,6 +14,10 @@ from scripts.lib.stage import artifact
 from scripts.make_base import BOS, EOS, TURN_END
 
 SETTINGS = {
+    "kind": "bt",
+    "init": "sft/tiny",
+    "dataset": "ratings",
+    "heldout": "heldout",
     "learning_rate": 1e-2,
     "batch_size": 8,
     "epochs": 1,

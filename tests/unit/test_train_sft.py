@@ -8,10 +8,13 @@ from safetensors.torch import load_file
 
 from scripts import train_sft
 from scripts.lib.data import tables
-from scripts.lib.models import chat, loading, scoring, sft
+from scripts.lib.models import chat, forward, loading, sft
 from scripts.lib.stage import artifact
 
 SETTINGS = {
+    "kind": "train",
+    "base": "tiny",
+    "dataset": "talk",
     "learning_rate": 1e-2,
     "batch_size": 4,
     "epochs": 1,
@@ -133,7 +136,7 @@ def test_the_loss_falls_and_the_saved_policy_has_learnt(train, tokenizer, policy
     prompt = chat.prompt_ids(tokenizer, rows[0]["messages"][:1])
     sequence = (prompt, chat.completion_ids(tokenizer, rows[0]["messages"][:1], "red"))
     sums = [
-        scoring.token_logprobs(loading.load_policy(place, "float32"), [sequence], 0, torch.device("cpu"))[0]
+        forward.token_logprobs(loading.load_policy(place, "float32"), [sequence], 0, torch.device("cpu"))[0]
         for place in (policy, folder)
     ]
     assert sums[1] > -1 > sums[0]

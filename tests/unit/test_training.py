@@ -16,12 +16,14 @@ from trl import SFTConfig
 from trl.trainer.base_trainer import _BaseTrainer
 
 from scripts import score_logprobs
+from scripts.lib.kinds.common import Typed
+from scripts.lib.kinds.trainer import Finetuned
 from scripts.lib.models import loading, training
 from scripts.lib.stage import trackers
 from scripts.lib.stage.contract import Job
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import InputError
-from tests.unit.conftest import RUNTIME
+from tests.unit.conftest import RUNTIME, stage_runtime, typed
 from tests.unit.steps import STEPS, TRAINING
 from tests.unit.test_resume import OFTEN, die_at
 
@@ -31,8 +33,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def a_job(tmp_path, settings=None, **runtime):
     return Job(
         "stage",
-        settings or {},
-        runtime,
+        settings or Typed(dtype="float32"),
+        stage_runtime(**runtime),
         {},
         tmp_path / "model",
         tmp_path / "work",
@@ -72,7 +74,7 @@ def flash(monkeypatch):
 )
 def test_the_kernel_is_chosen_by_what_is_installed(tmp_path, flash, asked, installed, dtype, device, chosen):
     flash(installed)
-    job = a_job(tmp_path, {"dtype": dtype}, attention=asked)
+    job = a_job(tmp_path, Typed(dtype=dtype), attention=asked)
     assert loading.attention(job, device) == chosen
     assert job.facts == {"attention": chosen}
 
@@ -88,7 +90,7 @@ def test_the_kernel_is_chosen_by_what_is_installed(tmp_path, flash, asked, insta
 def test_a_kernel_asked_for_by_name_that_cannot_be_had_is_refused(tmp_path, flash, installed, dtype, device, missing):
     flash(installed)
     with pytest.raises(InputError, match=f"flash_attention_2, which needs {missing}.\nHint: "):
-        loading.attention(a_job(tmp_path, {"dtype": dtype}, attention="flash_attention_2"), device)
+        loading.attention(a_job(tmp_path, Typed(dtype=dtype), attention="flash_attention_2"), device)
 
 
 def test_the_kernel_asked_for_is_the_models_in_training_and_scoring(
@@ -168,7 +170,7 @@ def test_a_gradient_that_is_no_number_ends_the_step(tmp_path, run_stage, steps, 
 
 def test_long_runs_write_a_line_every_ten_steps_and_short_ones_twenty(tmp_path):
     def every(rows):
-        job = a_job(tmp_path, {**TRAINING, "epochs": 1}, **RUNTIME)
+        job = a_job(tmp_path, typed(Finetuned, TRAINING | {"epochs": 1}))
         return training.arguments(SFTConfig, job, rows).logging_steps
 
     assert [every(4 * steps) for steps in (8, 60, 200, 72_500)] == [1, 3, 10, 10]
@@ -312,6 +314,7 @@ def test_stages_that_do_not_train_import_nothing_of_what_training_needs():
     code = f"""
 import sys
 from scripts import build_pairs, sample_rollouts, score_logprobs, score_reference, score_rollouts
+from scripts.lib.labels import bt
 from scripts.lib.models import chat, loading, scoring
 from scripts.lib.models.engines import transformers
 print([name for name in {HEAVY} if name in sys.modules])
@@ -336,7 +339,7 @@ def test_checkpointed_activations_are_not_saved_and_change_no_loss(tmp_path, run
                 return step(*given, **named)
 
         trainer.training_step = counted
-        saved[job.runtime["gradient_checkpointing"]] = own
+        saved[job.runtime.gradient_checkpointing] = own
         return real(trainer, job, *args)
 
     monkeypatch.setattr(training, "train", train)

@@ -35,7 +35,7 @@ def test_whole_results_have_no_damage(results, capsys):
         for file in results.rglob("*")
         if file.suffix in (".parquet", ".html", ".safetensors") and "benchmarks" not in file.parts
     )
-    assert told(results, capsys) == (0, [f"{results}: 5 artifacts, 0 of them pruned weights, 0.0 MB: no damage"])
+    assert told(results, capsys) == (0, [f"{results}: 5 artifacts, 0 of them pruned weights, 0.0 MB: no problems"])
     stems, _ = verify_results.find(results)
     assert sum(verify_results.check(stem).size for stem in stems) == size + 2 * len("{}")
 
@@ -47,7 +47,7 @@ def test_progress_is_told(results, capsys):
 
 def test_pruned_weights_are_counted_and_no_damage(results, capsys):
     shutil.rmtree(results / "runs/main/iter1/policy")
-    assert told(results, capsys) == (0, [f"{results}: 5 artifacts, 1 of them pruned weights, 0.0 MB: no damage"])
+    assert told(results, capsys) == (0, [f"{results}: 5 artifacts, 1 of them pruned weights, 0.0 MB: no problems"])
 
 
 DAMAGES = {
@@ -143,7 +143,7 @@ def test_a_damage_is_named_with_a_hint(results, capsys, name):
     damage(results)
     code, (summary, found, hint) = told(results, capsys)
     assert code == 2
-    assert summary.endswith(": 1 damage")
+    assert summary.endswith(": 1 problem")
     assert found.startswith(f"  - {results}/{first}")
     assert second in found
     assert hint.startswith("    Hint: ")
@@ -160,7 +160,7 @@ def test_every_damage_is_listed(results, capsys):
         f"  - {results}/base/small/model/config.json",
         f"  - {results}/data/talks.parquet",
     ]
-    assert said[0].endswith(": 2 damages")
+    assert said[0].endswith(": 2 problems")
 
 
 def test_a_file_that_cannot_be_read_is_a_damage(results, capsys, monkeypatch):

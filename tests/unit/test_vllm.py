@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no vllm: make rollo
 SETTINGS = PLAIN | {"engine": "vllm", "temperatures": [1.0, 0.7], "check_responses": 6, "max_new_tokens": 24}
 # Dies after the first responses, as a step does whose job is killed, but with what it has finished on disk.
 DYING = """
-from scripts.lib import engine_vllm
+from scripts.lib.models.engines import vllm as engine_vllm
 from scripts import sample_rollouts
 whole = engine_vllm.VllmEngine.generate
 def until_killed(engine, requests):
@@ -109,7 +109,7 @@ def test_the_sampler_that_needs_a_compiler_is_off():
     code = """
 import os
 from types import SimpleNamespace
-from scripts.lib import engine_vllm
+from scripts.lib.models.engines import vllm as engine_vllm
 os.environ.update(engine_vllm.ENVIRONMENT)
 from vllm.v1.sample.ops import topk_topp_sampler as sampler
 sampler.current_platform = SimpleNamespace(is_cuda=lambda: True)
@@ -145,7 +145,7 @@ def test_what_it_caches_is_keyed_by_what_the_lock_is_keyed_by(world, tmp_path):
     shutil.copytree(world / "sft" / "policy", tmp_path / "policy")
     code = """
 import sys
-from scripts.lib.compile_cache import NOT_COMPILED
+from scripts.lib.models.compile_cache import NOT_COMPILED
 from vllm import EngineArgs
 one = {"model": sys.argv[1], "seed": 1, "gpu_memory_utilization": 0.5, "dtype": "float32"}
 other = {"model": sys.argv[2], "seed": 2, "gpu_memory_utilization": 0.6, "dtype": "bfloat16"}

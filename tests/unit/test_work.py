@@ -13,12 +13,12 @@ import pytest
 
 from scripts.lib.stage import artifact, contract, work
 from scripts.lib.stage.digest import ROOT
-from tests.unit.test_stage import copy, execute, refused
+from tests.unit.test_contract import copy, execute, refused
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from scripts.lib import work
+from scripts.lib.stage import work
 with work.locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -95,7 +95,7 @@ def test_what_an_orphan_has_finished_meanwhile_is_taken_and_not_made_again(place
     assert "made by the process that was waited for" in capsys.readouterr().out
     # Of other settings, or damaged: it is made.
     assert execute(settings='{"seed": 2}') == 0
-    assert json.loads(Path("out/copied.json").read_text())["settings"] == {"seed": 2}
+    assert json.loads(Path("out/copied.json").read_text())["settings"]["seed"] == 2
     Path("out/copied.parquet").write_text("damaged")
     assert execute(settings='{"seed": 2}') == 0
     assert Path("out/copied.parquet").read_text() == "table"
@@ -133,7 +133,7 @@ def test_work_of_other_settings_inputs_or_code_is_thrown_away_with_a_message(pla
     if differing == "inputs":
         Path("table.parquet").write_text("other")
     if differing == "code":
-        monkeypatch.setattr(contract, "code_digest", lambda name, engine: "copying:0")
+        monkeypatch.setattr(contract, "code_digest", lambda name, settings: "copying:0")
     assert execute(look(seen), **({"settings": '{"seed": 2}'} if differing == "settings" else {})) == 0
     assert seen == [False]
     assert f"left by a step with other {differing}; starting clean" in capsys.readouterr().err

@@ -16,7 +16,7 @@ KEY = ("prompt_id", "k")
 ROWS = [{"prompt_id": name, "k": k, "reward": 0.5 * k, "objectives": ""} for name in ("a", "b") for k in (0, 1)]
 ALL = {
     path.stem.upper(): getattr(import_module(f"scripts.lib.data.schemas.{path.stem}"), path.stem.upper())
-    for path in sorted((ROOT / "scripts/lib/data/schemas").glob("*.py"))
+    for path in sorted((ROOT / "scripts/lib/data/schemas").glob("[!_]*.py"))
 }
 
 
@@ -67,8 +67,8 @@ def test_a_key_that_stands_twice_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError) as caught:
         write(tmp_path / "x.parquet", [*ROWS, {**ROWS[3], "reward": 9.0}])
     assert str(caught.value) == (
-        f"{tmp_path}/x.parquet: ('prompt_id', 'k') = ('b', 1) stands more than once\n"
-        "Hint: each ('prompt_id', 'k') may stand only once."
+        f"{tmp_path}/x.parquet: ('prompt_id', 'k') = ('b', 1) appears more than once\n"
+        "Hint: each ('prompt_id', 'k') must be unique."
     )
     assert not (tmp_path / "x.parquet").exists()
 

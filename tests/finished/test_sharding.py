@@ -30,10 +30,10 @@ def nothing_to_do(folder, *command):
 @pytest.mark.parametrize(
     "resources",
     [
-        {"strategy": "zero2", "processes": 2},
-        {"strategy": "zero3", "processes": 2},
-        {"strategy": "zero2"},
-        {"strategy": "zero3"},
+        {"sharding": "zero2", "processes": 2},
+        {"sharding": "zero3", "processes": 2},
+        {"sharding": "zero2"},
+        {"sharding": "zero3"},
     ],
     ids=lambda given: " ".join(map(str, given.values())),
 )
@@ -51,5 +51,5 @@ def test_an_overlay_of_resources_trains_one_policy_by_deepspeed(tmp_path, plain,
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], abs=1e-5)
     facts = json.loads((made / f"{POLICY}.run.json").read_text())
     assert facts["processes"] == resources.get("processes", 1)
-    assert facts["runtime"]["strategy"] == resources["strategy"]
+    assert facts["runtime"]["sharding"] == resources["sharding"]
     assert nothing_to_do(made, *command)

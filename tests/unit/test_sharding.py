@@ -84,7 +84,7 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
     module, settings, inputs = steps[name]
     one, folder = plain(name)
     output = tmp_path / "model"
-    done = launched(processes, module, settings, inputs, output, {"strategy": strategy})
+    done = launched(processes, module, settings, inputs, output, {"sharding": strategy})
     assert done.returncode == 0, done.stderr[-5000:]
     made = json.loads(output.with_suffix(".json").read_text())
     assert made["metrics"]["steps"] == STEPS
@@ -106,7 +106,7 @@ def test_zero_trains_with_the_losses_of_one_plain_process_and_saves_whole_weight
 
 
 ACCUMULATED = """
-from scripts.lib import strategies
+from scripts.lib.models import sharding
 real = sharding.check
 def check(trainer, strategy):
     from transformers import TrainerCallback
@@ -129,7 +129,7 @@ def test_bfloat16_zero_is_as_near_as_its_rounding_and_saves_bfloat16(tmp_path, s
     (site / "sitecustomize.py").write_text(ACCUMULATED)
     path = os.pathsep.join([str(site), str(ROOT)])
     done = launched(
-        2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"strategy": strategy}, PYTHONPATH=path
+        2, module, settings | {"dtype": "bfloat16"}, inputs, output, {"sharding": strategy}, PYTHONPATH=path
     )
     assert done.returncode == 0, done.stderr[-5000:]
     assert done.stdout.count("accumulates in torch.float32") == 2
@@ -151,7 +151,7 @@ def test_adapters_under_zero_are_gathered_and_merged(tmp_path, steps, run_stage,
     code, one = run_stage(module, settings, tmp_path / "plain" / "model", {"train_micro_batch": 2}, **inputs)
     assert code == 0
     output = tmp_path / "model"
-    done = launched(2, module, settings, inputs, output, {"strategy": strategy, "gradient_checkpointing": True})
+    done = launched(2, module, settings, inputs, output, {"sharding": strategy, "gradient_checkpointing": True})
     assert done.returncode == 0, done.stderr[-5000:]
     made = json.loads(output.with_suffix(".json").read_text())
     for key in one["metrics"]:
@@ -161,21 +161,24 @@ def test_adapters_under_zero_are_gathered_and_merged(tmp_path, steps, run_stage,
 
 
 SPREAD = """
-import json, sys
+import sys
 from pathlib import Path
 from trl import DPOConfig
-from scripts.lib import models, ranks, training
-from scripts.lib.stage import Job
+from scripts.lib.kinds.runtime import StageRuntime
+from scripts.lib.kinds.trainer import Finetuned
+from scripts.lib.models import loading, training
+from scripts.lib.stage import ranks
+from scripts.lib.stage.contract import Job
 
-folder, runtime = Path(sys.argv[1]), json.loads(sys.argv[2])
+folder, runtime = Path(sys.argv[1]), StageRuntime.model_validate_json(sys.argv[2])
 ranks.join(False)
-settings = {"batch_size": 4, "epochs": 1, "learning_rate": 1, "schedule": "constant", "warmup_ratio": 0, "seed": 1}
-settings |= {"weight_decay": 0, "adam_beta2": 0.9, "dtype": "float32", "lora": None}
+settings = Finetuned(batch_size=4, learning_rate=1.0, schedule="constant", warmup_ratio=0.0, seed=1, dtype="float32")
 job = Job("train_dpo", settings, runtime, {}, folder / "out", folder / "work")
 arguments = training.arguments(DPOConfig, job, 8)
 model = loading.load_policy(folder, **training.model_load_kwargs(job, loading.prepare(runtime)))
-large = [p for p in model.parameters() if p.dim() == 2]
-print("held", sum(p.numel() for p in large), "of", sum(p.ds_numel for p in large))
+large = [p for p in model.parameters() if len(p.ds_shape) == 2]
+# In one piece, or lines of the two processes would run into each other.
+sys.stdout.write(f"held {sum(p.numel() for p in large)} of {sum(p.ds_numel for p in large)}\\n")
 ranks.leave()
 """
 
@@ -184,12 +187,13 @@ ranks.leave()
 def test_under_zero_3_no_process_holds_the_whole_model_even_while_it_is_loaded(tmp_path, policy):
     script = tmp_path / "spread.py"
     script.write_text(SPREAD)
-    runtime = json.dumps(RUNTIME | {"strategy": "zero3", "train_micro_batch": 2})
+    runtime = json.dumps(RUNTIME | {"sharding": "zero3", "train_micro_batch": 2})
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*words, str(policy), runtime], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("held 0 of ") == 2, done.stdout
+    numbers = sum(value.numel() for value in load_file(policy / "model.safetensors").values() if value.dim() == 2)
+    assert done.stdout.count(f"held 0 of {numbers}\n") == 2, done.stdout
 
 
 @pytest.mark.long
@@ -210,7 +214,7 @@ def test_a_zero_step_that_was_killed_goes_on_from_its_checkpoint(tmp_path, steps
         "        return real(self, *args, **kwargs)\n"
         "    Trainer.training_step = step\n"
     )
-    output, often = tmp_path / "model", {"strategy": strategy, "checkpoint_minutes": 0}
+    output, often = tmp_path / "model", {"sharding": strategy, "checkpoint_minutes": 0}
     done = launched(2, module, settings, inputs, output, often, PYTHONPATH=str(killer))
     assert done.returncode != 0
     assert not output.exists()
@@ -230,7 +234,7 @@ def test_a_zero_step_that_was_killed_goes_on_from_its_checkpoint(tmp_path, steps
 def test_the_gate_stops_a_start_that_is_not_its_reference_under_zero(tmp_path, steps, other_policy, strategy):
     _, settings, inputs = steps["dpo"]
     output = tmp_path / "model"
-    done = launched(2, train_dpo, settings, inputs | {"start": other_policy}, output, {"strategy": strategy})
+    done = launched(2, train_dpo, settings, inputs | {"start": other_policy}, output, {"sharding": strategy})
     assert done.returncode != 0
     assert "gate: before the first step" in done.stderr
     assert not output.exists()
@@ -250,7 +254,7 @@ class Trainer:
 
 @pytest.mark.parametrize(("strategy", "kind"), [("zero2", "NO"), ("zero3", "MULTI_CPU"), ("data", "DEEPSPEED")])
 def test_a_strategy_that_was_dropped_on_the_way_is_noticed(strategy, kind):
-    with pytest.raises(InputError, match=rf"strategy = '{strategy}' was asked for, the trainer runs {kind}.\nHint: "):
+    with pytest.raises(InputError, match=rf"sharding = '{strategy}' was asked for, the trainer runs {kind}.\nHint: "):
         sharding.check(Trainer(kind), strategy)
 
 

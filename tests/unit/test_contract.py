@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 
 from scripts import make_prompts
+from scripts.lib.kinds.common import Block
+from scripts.lib.kinds.runtime import StageRuntime
 from scripts.lib.stage import artifact, contract
-from scripts.lib.stage.digest import ROOT, code_digest, file_sha256, text_sha256
+from scripts.lib.stage.digest import ROOT, code_digest, file_sha256, plumbing_digest, text_sha256
 from scripts.lib.stage.errors import InputError
 
 INPUTS = ("table", "parts*", "extra-part?")
+
+
+class Copying(Block):
+    """Settings of the stage that is made here."""
+
+    seed: int
+    text: str | None = None
 
 
 def copy(job):
@@ -32,7 +41,7 @@ def execute(run=copy, **arguments):
     for name, value in given.items():
         if value is not None:
             argv += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-    return contract.execute("copying", run, INPUTS, argv)
+    return contract.execute("copying", run, Copying, INPUTS, argv)
 
 
 def refused(*_):
@@ -77,9 +86,12 @@ def test_bad_input_exits_2_with_its_text_on_both_streams_and_no_traceback(place,
     ("arguments", "says"),
     [
         ({"table": "nothing.parquet"}, "nothing.parquet: no such file\nHint: "),
-        ({"settings": "{seed: 1}"}, "--settings: not JSON"),
-        ({"settings": "[1]"}, "--settings: expected a JSON object"),
-        ({"runtime": "1"}, "--runtime: expected a JSON object"),
+        ({"settings": "{seed: 1}"}, "--settings: the whole: Invalid JSON"),
+        ({"settings": "[1]"}, "--settings: the whole: Input should be an object\nHint: "),
+        ({"settings": "{}"}, "--settings: seed: Field required\nHint: "),
+        ({"settings": '{"seed": "1", "sed": 1}'}, "--settings: seed: Input should be a valid integer; sed: Extra"),
+        ({"runtime": "1"}, "--runtime: the whole: Input should be an object\nHint: "),
+        ({"runtime": '{"device": "gpu"}'}, "--runtime: device: Input should be 'auto', 'cpu' or 'cuda'\nHint: "),
     ],
 )
 def test_unusable_arguments_exit_2_before_the_work_starts(place, capsys, arguments, says):
@@ -130,8 +142,8 @@ def test_the_job_has_settings_runtime_inputs_and_output(place):
 
     arguments = {"parts": ["two.parquet", "one.parquet"], "runtime": '{"device": "cpu"}'}
     assert execute(look, **arguments) == 0
-    assert seen["settings"] == {"seed": 1}
-    assert seen["runtime"] == {"device": "cpu"}
+    assert seen["settings"] == Copying(seed=1)
+    assert seen["runtime"] == StageRuntime(device="cpu")
     assert seen["inputs"] == {
         "table": [Path("table.parquet")],
         "parts": [Path("two.parquet"), Path("one.parquet")],
@@ -168,7 +180,7 @@ def test_the_manifest_says_what_made_the_output_and_nothing_else(place):
     assert json.loads(Path("out/copied.json").read_text()) == {
         "format": 1,
         "stage": "copying",
-        "settings": {"seed": 1},
+        "settings": {"seed": 1, "text": None},
         "code": code_digest("copying"),
         "inputs": {
             "table": [{"path": "table.parquet", "sha256": text_sha256("table")}],
@@ -226,11 +238,24 @@ def test_volatile_facts_stand_in_a_file_of_their_own(place):
     ]
 
 
+def test_a_change_of_the_plumbing_shows_in_the_run_file_and_nowhere_in_the_manifest(place):
+    assert execute() == 0
+    manifest, first = Path("out/copied.json").read_bytes(), json.loads(Path("out/copied.run.json").read_text())
+    assert first["plumbing"] == plumbing_digest()
+    plumbing = place / "repository" / "scripts" / "lib" / "stage"
+    plumbing.mkdir(parents=True)
+    (plumbing / "slots.py").write_text("WAIT_SECONDS = 2.0\n")
+    assert execute() == 0
+    second = json.loads(Path("out/copied.run.json").read_text())
+    assert second["plumbing"] == plumbing_digest() != first["plumbing"]
+    assert Path("out/copied.json").read_bytes() == manifest
+
+
 # The log's first line
 
 
 def test_the_logs_first_line_is_the_command_that_was_given(place, capsys):
-    settings = '{"text": "it\'s \\"so\\" $HOME `x`"}'
+    settings = '{"seed": 1, "text": "it\'s \\"so\\" $HOME `x`"}'
     assert execute(settings=settings) == 0
     first = capsys.readouterr().err.split("\n")[0]
     assert first.startswith("# ")
