@@ -48,10 +48,6 @@ class Runs(Paths):
             self._runs[name, n] = run.at(n)
         return self._runs[name, n]
 
-    def runs_by(self, method: str) -> list[str]:
-        """Names of the runs that train by a method."""
-        return [name for name, run in self.config.runs.items() if run.method == method]
-
     def steps(self) -> list[tuple[str, int]]:
         """(run, iteration) of every training step."""
         return [(name, n) for name, run in self.config.runs.items() for n in range(1, run.iterations + 1)]
