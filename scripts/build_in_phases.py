@@ -33,7 +33,7 @@ def phases(target: str, known: list[str]) -> list[str]:
 def snakemake(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Snakemake with these arguments; only the list of targets is captured, all else goes to the terminal."""
     listing = subprocess.PIPE if "--list-target-rules" in arguments else None
-    return subprocess.run(["snakemake", *arguments], stdout=listing, text=True, check=False)
+    return subprocess.run(["snakemake", *arguments], stdout=listing, encoding="utf-8", check=False)
 
 
 def main(argv: list[str] | None = None) -> int:

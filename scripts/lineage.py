@@ -166,7 +166,7 @@ def describe(nodes: list[Node]) -> str:
         parts.append(f"sha256 {first['output'][:8]}")
     if runs := [node.run for node in nodes if node.run]:
         last = max(run["finished"] for run in runs)
-        commits = sorted({(run["git_commit"] or "none")[:7] + " (dirty)" * run["git_dirty"] for run in runs})
+        commits = sorted({(run["git_commit"] or "none")[:7] + " (dirty)" * bool(run["git_dirty"]) for run in runs})
         parts.append(f"{last[:16].replace('T', ' ')} UTC, commit {' and '.join(commits)}")
     return f"{head}: {'; '.join(filter(None, parts))}"
 

@@ -32,7 +32,7 @@ def obstacle(plan: Plan, folder: Path, readers: list[str]) -> str:
     digest = file_sha256(listing)
     if artifact.read_json(manifest)["output"] != digest:
         return f"{listing.name} does not match {manifest.name}; `snakemake verify` says more"
-    listed = {line.partition("  ")[2] for line in listing.read_text().splitlines()}
+    listed = {line.partition("  ")[2] for line in listing.read_text(encoding="utf-8").splitlines()}
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     if unlisted := sorted(present - listed - {".snakemake_timestamp"}):
         return f"{unlisted[0]} is not among the files that training wrote; move it elsewhere"

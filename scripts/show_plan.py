@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"usage: python -m scripts.show_plan [TARGET …] [any option of Snakemake]\n\n{__doc__}")
         return 0
     dry_run = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", *given], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "snakemake", "-n", *given], capture_output=True, encoding="utf-8", check=False
     )
     if dry_run.returncode != 0:
         sys.stdout.write(dry_run.stdout)

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write both files."""
     argparse.ArgumentParser(description=__doc__).parse_args(argv)
     for path, text in ((README, reference()), (SCHEMA, editors_schema())):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT))
     return 0
 

@@ -5,6 +5,7 @@ from importlib import import_module
 import polars as pl
 import pytest
 
+from scripts.lib.data import files
 from scripts.lib.data.schemas.prompts import PROMPTS
 from scripts.lib.data.schemas.rewards import REWARDS
 from scripts.lib.data.tables import prompt_id, read_table, write_table
@@ -33,6 +34,22 @@ def test_several_parts_are_read_as_one_table_in_the_order_given(tmp_path):
     write(tmp_path / "0.parquet", ROWS[:1])
     write(tmp_path / "1.parquet", ROWS[1:])
     assert read_table([tmp_path / "1.parquet", tmp_path / "0.parquet"], REWARDS).to_dicts() == ROWS[1:] + ROWS[:1]
+
+
+@pytest.mark.parametrize("folder", ["run[12]", "run?", "run*", "{run1,x}", "run1=a"])
+def test_a_path_is_no_pattern(tmp_path, folder):
+    """`run[12]/t.parquet` matches run1/t.parquet, and a digest of the one would vouch for the rows of the other."""
+    for name, reward in (("run1", 1.0), (folder, 2.0)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "t.parquet", [ROWS[0] | {"reward": reward}])
+    assert read_table(tmp_path / folder / "t.parquet", REWARDS)["reward"].to_list() == [2.0]
+    assert [row["reward"] for row in files.rows(tmp_path / folder / "t.parquet")] == [2.0]
+
+
+def test_a_pattern_reads_nothing(tmp_path):
+    write(tmp_path / "a.parquet", ROWS)
+    with pytest.raises(InputError, match=r"\*\.parquet: No such file"):
+        read_table(tmp_path / "*.parquet", REWARDS)
 
 
 def test_no_parts_and_no_rows_are_empty_tables_with_the_schemas_columns(tmp_path):

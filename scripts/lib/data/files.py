@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from scripts.lib.stage import parquet
 from scripts.lib.stage.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -66,7 +67,7 @@ def _json(data: bytes) -> object:
 
 def _parquet_rows(path: Path, zipped: bool) -> Iterator[object]:
     try:
-        table = pl.read_parquet(gzip.decompress(path.read_bytes()) if zipped else path)
+        table = parquet.read(gzip.decompress(path.read_bytes()) if zipped else path)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: {error}\nHint: the file is damaged or no parquet; fetch it again.") from error
     yield from table.iter_rows(named=True)

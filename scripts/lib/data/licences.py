@@ -24,7 +24,7 @@ def names(files: list[str]) -> list[str]:
 def header(folder: Path) -> dict[str, Any]:
     """The YAML header of the folder's card; empty if there is none or it cannot be parsed."""
     card = folder / CARD
-    text = card.read_text(errors="replace") if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
         parsed = yaml.safe_load(match[1]) if match else {}

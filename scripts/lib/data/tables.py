@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from scripts.lib.stage import parquet
 from scripts.lib.stage.artifact import atomic_write, canonical_json
 from scripts.lib.stage.digest import text_sha256
 from scripts.lib.stage.errors import InputError
@@ -67,7 +68,7 @@ def read_table(paths: Path | list[Path], schema: Schema) -> pl.DataFrame:
     parts = []
     for path in [paths] if isinstance(paths, Path) else paths:
         try:
-            part = pl.read_parquet(path)
+            part = parquet.read(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise InputError(f"{path}: {error}\nHint: delete it and run Snakemake, which rebuilds it.") from error
         if part.schema != pl.Schema(schema):

@@ -34,13 +34,14 @@ def first_compiles(architecture: Path, arguments: dict[str, Any], version: str, 
     `processor` is the GPU's name. If the first engine fails, the next one tries.
     """
     decisive = {name: value for name, value in arguments.items() if name not in NOT_COMPILED}
-    key = text_sha256(f"{version} {processor} {architecture.read_text()} {canonical_json(decisive)}")[:16]
+    shape = architecture.read_text(encoding="utf-8")
+    key = text_sha256(f"{version} {processor} {shape} {canonical_json(decisive)}")[:16]
     done, lock = folder() / f"ouroboros-{key}.done", folder() / f"ouroboros-{key}.lock"
     if done.exists():
         yield
         return
     folder().mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
+    with lock.open("wb") as held:
         _acquire(held)
         if done.exists():
             _release(held)  # the cache is filled, so the others need not wait either
@@ -51,7 +52,7 @@ def first_compiles(architecture: Path, arguments: dict[str, Any], version: str, 
             _release(held)  # explicitly: processes that the engine started may keep the file open
 
 
-def _acquire(held: IO[str]) -> None:
+def _acquire(held: IO[bytes]) -> None:
     """Wait for the lock. Continue without it if the file system has no locks: at worst an engine compiles again."""
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,6 +63,6 @@ def _acquire(held: IO[str]) -> None:
         progress(f"{folder()}: no flock ({error.strerror}); engines that start together may all compile")
 
 
-def _release(held: IO[str]) -> None:
+def _release(held: IO[bytes]) -> None:
     with suppress(OSError):  # not locked: the file system has no locks
         fcntl.flock(held, fcntl.LOCK_UN)

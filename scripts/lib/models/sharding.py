@@ -26,7 +26,7 @@ def config(mode: str) -> dict[str, Any] | None:
     """DeepSpeed's configuration for a mode; the trainer fills in its "auto" values. None for plain `data`."""
     if mode == "data":
         return None
-    loaded: dict[str, Any] = json.loads((FOLDER / f"{mode}.json").read_text())
+    loaded: dict[str, Any] = json.loads((FOLDER / f"{mode}.json").read_text(encoding="utf-8"))
     return loaded
 
 

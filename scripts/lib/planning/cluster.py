@@ -246,7 +246,7 @@ def read_site(path: Path, config: Config, conda: bool) -> Site:
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file\nHint: the profile's default-resources name it as `site`.")
-    complaints, said = Complaints(), yaml.safe_load(path.read_text()) or {}
+    complaints, said = Complaints(), yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     on_gpu = any(needs(config, rule).gpus for rule in computing())
     for key in said:
         if key not in SITE_KEYS:

@@ -110,7 +110,7 @@ def merge(below: Given, above: Given) -> Given:
 
 
 def _read(path: Path, quiet: bool = False) -> Given:
-    return _modern(yaml.load(path.read_text(), Loader=LOADER) or {}, quiet)  # noqa: S506
+    return _modern(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) or {}, quiet)  # noqa: S506
 
 
 def _modern(given: Given, quiet: bool = False) -> Given:

@@ -164,7 +164,7 @@ def _made_of(block: Base, made: Path) -> bool:
 def _read(file: Path) -> Config:
     """A JSON object; empty where there is none that can be read."""
     try:
-        read = json.loads(file.read_text())
+        read = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return read if isinstance(read, dict) else {}

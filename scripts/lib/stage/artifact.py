@@ -9,6 +9,7 @@ An artifact is a table `X.parquet` or a model folder `X/`. Beside it stand
 - `X.run.json`: what may differ between two runs of the same work (time, host, duration, versions, git commit).
 """
 
+import glob
 import json
 import os
 import shutil
@@ -84,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def sweep(artifact: Path) -> None:
     """Remove what a killed process left half-written beside an artifact; for its only writer."""
-    for left in stem(artifact).parent.glob(f".{stem(artifact).name}.*.part"):
+    for left in stem(artifact).parent.glob(f".{glob.escape(stem(artifact).name)}.*.part"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -99,7 +100,7 @@ def _fsync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a small text file so that it is there whole or not at all."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,7 +111,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; a missing or broken file is an InputError with a hint."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}\nHint: it is made by the workflow; delete it and run Snakemake.") from error
     if not isinstance(value, dict):
@@ -156,7 +157,7 @@ def verify_model(folder: Path) -> str:
     listing = digests_path(folder)
     if not listing.is_file():
         raise InputError(f"{folder}: no digests file {listing}\n{hint}")
-    lines = [line.partition("  ") for line in listing.read_text().split("\n") if line]
+    lines = [line.partition("  ") for line in listing.read_text(encoding="utf-8").split("\n") if line]
     wanted = {name: digest for digest, _, name in lines}
     present = _files(folder)
     for name in sorted(wanted.keys() | present):
@@ -188,15 +189,21 @@ def volatile() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
 
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
+    def git(*args: str) -> str | None:
+        """What git answers; None where there is no git on this node, or no repository."""
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.decode(errors="replace").strip()
+
+    changed = git("status", "--porcelain")
 
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "python": sys.version.split()[0],
         "packages": versions,
-        "git_commit": git("rev-parse", "HEAD") or None,
-        "git_dirty": bool(git("status", "--porcelain")),
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if changed is None else bool(changed),
     }

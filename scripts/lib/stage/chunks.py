@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib.stage import artifact
+from scripts.lib.stage import artifact, parquet
 from scripts.lib.stage.progress import progress
 
 
@@ -24,7 +24,7 @@ class Chunks:
         self._unwritten: list[dict[str, Any]] = []
         for file in sorted(folder.glob("*.parquet")):
             try:
-                rows = pl.read_parquet(file).to_dicts()
+                rows = parquet.read(file).to_dicts()
             except (OSError, pl.exceptions.PolarsError) as error:
                 progress(f"{file}: {error}; its rows are made again")
                 file.unlink()

@@ -3,12 +3,14 @@
 A stage is a module `scripts/NAME.py` with `run(job)` and `main(argv)`. It sees only its arguments and the files
 named there. Settings decide the result; runtime keys decide how fast it comes. The manifest is written last. What an
 interrupted step has finished lies in its work folder (work.py). Of several processes the first keeps the lock and
-writes the manifest (ranks.py).
+writes the manifest (ranks.py). Once the manifest stands, the step has succeeded: what comes after it is bookkeeping,
+which may fail without failing the step, because Snakemake deletes what a failed step has made.
 Exit codes: 0 done, 1 a bug, 2 bad config or input.
 """
 
 import argparse
 import atexit
+import contextlib
 import gc
 import os
 import platform
@@ -26,6 +28,7 @@ from scripts.lib.stage import artifact, ranks, work
 from scripts.lib.stage.digest import FORMAT, code_digest, plumbing_digest
 from scripts.lib.stage.errors import InputError
 from scripts.lib.stage.progress import progress as progress
+from scripts.lib.stage.progress import say
 
 if TYPE_CHECKING:
     from scripts.lib.kinds.common import Block
@@ -96,7 +99,7 @@ def execute(
     except InputError as error:
         # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
         for stream in {sys.stderr, sys.stdout}:
-            print(f"{stage}: {error}", file=stream, flush=True)
+            say(f"{stage}: {error}", stream)
         return 2
     except Exception:
         traceback.print_exc()
@@ -112,8 +115,9 @@ def _end_at_once(done: list[str]) -> None:
     a second or two of going through millions of objects.
     """
     if done:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a full disk, a closed terminal
+                stream.flush()
         os._exit(0)
 
 
@@ -158,10 +162,10 @@ def _execute(
             run(job)
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": FORMAT, **made_of, **results})
-            artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+            _keep_run_facts(job, started)
         ranks.wait()
         ranks.leave()
-    print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
+    say(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", sys.stdout)
 
 
 def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
@@ -172,6 +176,14 @@ def _already_made(output: Path, made_of: dict[str, Any]) -> bool:
         return same and artifact.input_digest(output) == manifest.get("output")
     except InputError:
         return False
+
+
+def _keep_run_facts(job: Job[Any], started: float) -> None:
+    """Write what this run took. Without that file the artifact stands all the same."""
+    try:
+        artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+    except Exception as error:
+        progress(f"{artifact.run_path(job.output)}: not written ({error}); the artifact itself is whole")
 
 
 def _run_facts(job: Job[Any], started: float) -> dict[str, Any]:

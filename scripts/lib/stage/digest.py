@@ -95,7 +95,7 @@ def _module(module: str) -> tuple[str, frozenset[str]]:
     path = _module_path(module)
     if path is None:
         raise ValueError(f"no module {module} under {ROOT}\nHint: stages live in scripts/, helpers in scripts/lib/.")
-    tree = ast.parse(path.read_text(), filename=str(path))
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     return text_sha256(repr(_canonical(tree))), frozenset(_imports(tree))
 
 
@@ -103,7 +103,7 @@ def _module(module: str) -> tuple[str, frozenset[str]]:
 def pins(members: tuple[str, ...] = ()) -> dict[str, str]:
     """Package → pinned version, as the requirement files of the training environment and of the members ask for it."""
     files = [PINS, *(MEMBER_PINS[member] for member in members if member in MEMBER_PINS)]
-    lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
+    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
     named = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {name.strip(): version.strip() for name, version in named}
 
@@ -142,5 +142,5 @@ def _short(module: str) -> str:
 def plumbing_digest() -> str:
     """16 hex digits of the rooms that no code digest covers; kept with the facts of a run, for audits."""
     files = sorted(path for room in PLUMBING for path in (ROOT / "scripts" / "lib" / room).rglob("*.py"))
-    trees = [(path.name, _canonical(ast.parse(path.read_text()))) for path in files]
+    trees = [(path.name, _canonical(ast.parse(path.read_text(encoding="utf-8")))) for path in files]
     return text_sha256(repr(trees))[:16]

@@ -43,7 +43,9 @@ def srun(nodes: int, gpus: int, threads: int, command: list[str]) -> list[str]:
 
 def head_node(listing: str) -> str:
     """The first host of SLURM's compressed list, such as gpu[03-06,11]."""
-    shown = subprocess.run(["scontrol", "show", "hostnames", listing], check=True, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["scontrol", "show", "hostnames", listing], check=True, capture_output=True, encoding="utf-8"
+    )
     return shown.stdout.split()[0]
 
 

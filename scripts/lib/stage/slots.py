@@ -31,7 +31,9 @@ def visible() -> list[str]:
     if listed is not None:
         return [name.strip() for name in listed.split(",") if name.strip()]
     try:
-        shown = subprocess.run(["nvidia-smi", "--list-gpus"], check=True, capture_output=True, text=True, timeout=60)
+        shown = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], check=True, capture_output=True, encoding="utf-8", timeout=60
+        )
     except (OSError, subprocess.SubprocessError) as error:
         if devices := sorted(path.name for path in DEVICES.glob("nvidia[0-9]*")):
             raise SystemExit(

@@ -42,9 +42,9 @@ def locked(folder: Path) -> Iterator[int]:
                     yield waited
                 except BaseException:
                     if not _kept(folder):
-                        clear(folder)
+                        _tidy(folder)
                     raise
-                clear(folder)
+                _tidy(folder)
                 return
         finally:
             os.close(descriptor)
@@ -139,6 +139,14 @@ def claim(folder: Path, fingerprint: dict[str, Any]) -> None:
     for path in kept:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     artifact.write_json(listing, fingerprint)
+
+
+def _tidy(folder: Path) -> None:
+    """Clear the folder of a step that has ended; what cannot be removed must not change how it ended."""
+    try:
+        clear(folder)
+    except OSError as error:
+        progress(f"{folder}: not removed ({error}); it holds nothing that is still needed")
 
 
 def clear(folder: Path) -> None:
