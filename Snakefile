@@ -22,10 +22,17 @@
 #   block/source = datasets/NAME | prompts/NAME | prompts/NAME-N
 #
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
+import atexit
+import os
 import sys
 
-from scripts.lib.planning import config as configuration, paths, plan
+from scripts.lib.planning import config as configuration
+from scripts.lib.planning import environment, failures, paths, plan, replaced
 from scripts.lib.stage import errors
+
+# What we start reads and writes UTF-8, whatever the locale, and finds the interpreter that runs this.
+os.environ["PYTHONUTF8"] = "1"
+environment.use_own()
 
 if "preset" not in config and "extends" not in config:
 
@@ -85,9 +92,32 @@ if workflow.is_main_process:
         print(f"not ready for all steps: {line}", file=sys.stderr)
 
 
+def to_be_made():
+    """The artifacts that Snakemake has planned to make; a dry run counts its jobs as finished."""
+    return [
+        job.output[0]
+        for job in workflow.dag.needrun_jobs(exclude_finished=False)
+        if job.output
+    ]
+
+
+def end_of_dry_run():
+    """Say what the build would ask for; Snakemake has no hook for a dry run, and knows late that it is one."""
+    if workflow.dryrun and workflow.dag:
+        replaced.show(PLAN, to_be_made())
+
+
+if workflow.is_main_process:
+    atexit.register(end_of_dry_run)
+
+
 onstart:
     if not workflow.touch:
-        planned(
-            ready,
-            [job.output[0] for job in workflow.dag.needrun_jobs() if job.output],
-        )
+        planned(ready, to_be_made())
+        planned(replaced.agree, PLAN, to_be_made())
+
+
+onerror:
+    failures.show(
+        (job.rule.name, log) for job in workflow.scheduler.failed for log in job.log
+    )

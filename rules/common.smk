@@ -55,7 +55,11 @@ def unready(artifacts):
 
 def ready(artifacts):
     """Refuse a build of these artifacts whose interpreters cannot be started."""
-    if lines := unready(artifacts):
+    lines = unready(artifacts)
+    program = cluster.interpreter(PLAN.config, SITE)
+    if artifacts and not CONDA and program == "python":
+        lines += environment.complaints(program)
+    if lines:
         raise errors.ConfigError(
             "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
         )

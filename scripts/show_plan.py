@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from scripts.lib.planning import config, explain
+from scripts.lib.planning import config, explain, replaced
 from scripts.lib.planning.forecast import Forecast
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage.errors import ConfigError
@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{explain.jobs_in_words(len(jobs))} would run, grouped by policy:\n")
     print("\n".join(explain.table(plan, jobs)))
     print("\nwhy:", *explain.causes_in_words(explain.causes(plan, jobs)), *overlooked, sep="\n  ")
+    if lost := replaced.lines(plan, (job.artifact for job in jobs)):
+        print("\nasks first, because trained weights are lost:", *lost, sep="\n  ")
     if shared := explain.shared(plan, targets, jobs):
         print("\nshared:", *shared, sep="\n  ")
     if forecast := Forecast(plan).lines(job.artifact for job in jobs):

@@ -42,7 +42,13 @@ class Builds:
         return target
 
     def snakemake(
-        self, checkout: Path, *targets: str, options: tuple[str, ...] = (), overlay: str = "", **environment: str
+        self,
+        checkout: Path,
+        *targets: str,
+        options: tuple[str, ...] = (),
+        overlay: str = "",
+        replace: bool = True,
+        **environment: str,
     ) -> tuple[int, str]:
         """(exit code, what it said) of Snakemake with the stand-ins first on PATH; `overlay` is YAML."""
         said = self.place / f"{uuid4().hex}.txt"
@@ -50,6 +56,8 @@ class Builds:
             file = said.with_suffix(".yaml")
             file.write_text(overlay)
             options = (*options, "--configfile", str(file))
+        if replace and "-n" not in options:  # a changed build replaces trained weights, and would ask first
+            options = (*options, "--config", "replace=true")
         environment = {"PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}", **environment}
         code = snakemake(checkout, said, *options, "--", *targets, **environment)
         return code, said.read_text()

@@ -47,6 +47,8 @@ def run(job: contract.Job) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "-c":  # asked what it lacks: nothing
+        sys.exit()
     _, module, *given = sys.argv[1:]
     names = tuple(f"{word[2:]}*" for word in given if word.startswith("--") and word not in COMMON)
     contract.parsed = lambda settings, runtime, kind: (Plain(json.loads(settings)), Plain(json.loads(runtime)))

@@ -84,3 +84,15 @@ def test_a_failed_step_and_all_below_it_are_planned_again_by_every_target(replan
     assert replanned[failure].result() == {
         target: {*jobs, target} if jobs else set() for target, jobs in wanted.items()
     }
+
+
+@pytest.mark.parametrize("quiet", [(), ("--quiet",), ("--quiet", "all")])
+def test_the_end_of_the_log_is_at_the_terminal(builds, quiet):
+    overlay, failing = FAILURES["evaluate"]
+    checkout = builds.copy()
+    code, said = builds.snakemake(checkout, "all", options=quiet, overlay=overlay, STANDIN_FAIL=failing.split()[1])
+    assert code != 0
+    log = "results/tiny/logs/runs/main/iter1/eval/heldout.log"
+    assert f"evaluate failed; the end of {log}:\n    # python -m scripts.evaluate " in said
+    assert said.rstrip().splitlines().count("    evaluate: the stand-in was told to fail") == 1
+    shutil.rmtree(checkout)

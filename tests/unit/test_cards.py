@@ -404,7 +404,7 @@ NOTHING = {  # they decide nothing
     "BaseHub": {"shape"},
     "DatasetHub": {"rows"},
     "Run": {"iterations", "keep"},
-    "Config": {"extends", "results", "run", "runtime", "resources", "forecast"},
+    "Config": {"extends", "results", "run", "replace", "runtime", "resources", "forecast"},
 }
 # Blocks of which no key decides a result, and those that the blocks of trainers inherit or hold.
 WITHOUT = {"Shape", "Runtime", "Resource", "Forecast"}

@@ -47,7 +47,7 @@ def test_every_key_of_every_block_has_a_row():
     rows = re.findall(r"^\| `([a-z0-9_]+)` \|", write_reference.reference(), re.MULTILINE)
     told = {"Trainer", "Finetuning", "Config"}  # two that others inherit from; the keys of the last that are no blocks
     keys = [key for name, kind in blocks().items() if name not in told for key in kind.model_fields]
-    assert sorted(rows) == sorted([*keys, "preset", "extends", "results", "seed", "dtype", "run"])
+    assert sorted(rows) == sorted([*keys, "preset", "extends", "results", "seed", "dtype", "run", "replace"])
 
 
 def test_links_lead_to_headings():

@@ -27,6 +27,11 @@ def _results(value: Any, info: ValidationInfo) -> Any:
     return f"results/{info.data.get('preset')}" if value in (None, "") else value
 
 
+def _said(value: Any) -> Any:
+    """A word of the command line as a boolean; Snakemake takes `True` for one, and leaves `true` as text."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 def _first_run(value: Any, info: ValidationInfo) -> Any:
     return next(iter(info.data.get("runs", {})), "") if value is None else value
 
@@ -62,6 +67,10 @@ class Config(Block):
         default=None,
         validate_default=True,
         description="The run that the named targets (iter3_policy, …) act on; null means the first in `runs`.",
+    )
+    replace: Annotated[bool, BeforeValidator(_said)] = Field(
+        default=False,
+        description="Whether a build may replace trained weights without asking; give it by `--config replace=true`.",
     )
     evaluation: dict[BlockName, Evaluation] = Field(default={}, description="What every policy is judged by.")
     runtime: Runtime = Field(default_factory=Runtime, description="How fast the work goes.")

@@ -1,0 +1,49 @@
+"""Which `python` the steps start: the first on PATH that has what they import, or the one that runs Snakemake."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.lib.stage.errors import Complaints
+
+# One package of each kind: what trains, what reads tables, what reads settings.
+NEEDED = ("torch", "transformers", "trl", "datasets", "polars", "pydantic")
+PROBE = "import importlib.util as u; print(*(name for name in {names} if not u.find_spec(name)))"
+
+
+def lacking(program: str) -> str:
+    """What is wrong with an interpreter as that of a training environment, in words; empty if nothing is.
+
+    It is asked itself, because `python` may be a shim, or a script that starts a container.
+    """
+    if not shutil.which(program):
+        return "no program that can be run"
+    try:
+        asked = subprocess.run(
+            [program, "-c", PROBE.format(names=NEEDED)], capture_output=True, encoding="utf-8", timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"does not run: {error}"
+    missing = asked.stdout.split()
+    return f"lacks {', '.join(missing)}" if missing else ""
+
+
+def complaints(program: str) -> Complaints:
+    """What is wrong with the interpreter that would train, before the first job finds out."""
+    found = Complaints()
+    if wrong := lacking(program):
+        hint = "`make .venv/ready` makes an environment; `. .venv/bin/activate` puts it first on PATH."
+        found.add(f"{program} on PATH", shutil.which(program), wrong, hint)
+    return found
+
+
+def use_own() -> None:
+    """Put the environment that runs Snakemake first on PATH, unless the `python` there is one that could run a step.
+
+    So `.venv/bin/snakemake` works without activating anything.
+    """
+    own, found = Path(sys.executable).parent, shutil.which("python")
+    if (found is None or Path(found).parent != own) and (found is None or lacking(found)):
+        os.environ["PATH"] = os.pathsep.join([str(own), os.environ.get("PATH", os.defpath)])

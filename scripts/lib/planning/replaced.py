@@ -1,0 +1,84 @@
+"""Trained weights that a build would replace: shown before its first job, and replaced only if a person agrees.
+
+Snakemake deletes a job's outputs before the job starts. So a changed setting, Enter and Ctrl-C would be enough to lose
+weights that took days.
+"""
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from scripts.lib.planning import explain, paths
+from scripts.lib.planning.plan import Plan
+from scripts.lib.stage import artifact
+from scripts.lib.stage.errors import ConfigError, InputError
+
+HINT = (
+    "Hint: `make plan` says why. To keep them, give the change a run of its own (see README), or its own `results`; "
+    "to replace them, add --config replace=true."
+)
+
+
+def weights(plan: Plan, artifacts: Iterable[str]) -> list[str]:
+    """Those of the artifacts that are finished trained weights on disk; making them again deletes what is there.
+
+    Weights without a manifest are not finished, and pruned ones are not there: nothing is lost with either.
+    """
+    trained = [path for path in artifacts if paths.is_folder(path) and plan.card(path).compute]
+    return [path for path in trained if Path(path).is_dir() and artifact.manifest_path(Path(path)).is_file()]
+
+
+def in_words(plan: Plan, path: str, now: datetime) -> str:
+    """`replaces: runs/main/iter1/policy, trained 3 days ago, 41.0 GPU-hours`, as far as its run file tells."""
+    parts = [f"replaces: {path.removeprefix(f'{plan.root}/')}"]
+    try:
+        facts = artifact.read_json(artifact.run_path(Path(path)))
+        parts.append(f"trained {_ago(now - datetime.fromisoformat(facts['finished']))}")
+        hours = facts.get("gpu_seconds", 0) / 3600
+        parts.append(f"{hours:.1f} GPU-hours" if hours else f"{explain.duration(facts['seconds'])} of work")
+    except (InputError, KeyError, TypeError, ValueError):  # lost, or written by another version
+        pass
+    return ", ".join(parts)
+
+
+def _ago(age: timedelta) -> str:
+    """`3 days ago`; at least a minute counts."""
+    minutes = max(0, int(age.total_seconds() // 60))
+    for size, unit in ((24 * 60, "day"), (60, "hour"), (1, "minute")):
+        if minutes >= size:
+            count = minutes // size
+            return f"{count} {unit}{'s' * (count != 1)} ago"
+    return "just now"
+
+
+def lines(plan: Plan, artifacts: Iterable[str]) -> list[str]:
+    """One line for each of the artifacts that are trained weights and would be replaced."""
+    now = datetime.now(UTC)
+    return [in_words(plan, path, now) for path in weights(plan, artifacts)]
+
+
+def show(plan: Plan, artifacts: Iterable[str]) -> list[str]:
+    """Print these lines at the terminal, and return them."""
+    found = lines(plan, artifacts)
+    for line in found:
+        print(line, file=sys.stderr, flush=True)
+    return found
+
+
+def agree(plan: Plan, artifacts: Iterable[str]) -> None:
+    """Show which trained weights a build replaces, and have `--config replace=true` or the person agree.
+
+    Raises ConfigError if neither does; nothing has been touched then.
+    """
+    found = show(plan, artifacts)
+    if plan.config.replace or not found:
+        return
+    question = f"Replace {len(found)} trained model{'s' * (len(found) != 1)}? [y/N] "
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and _asked(question) in ("y", "yes")):
+        raise ConfigError(f"trained weights would be replaced (listed above); nothing was started.\n{HINT}")
+
+
+def _asked(question: str) -> str:
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower()
