@@ -54,8 +54,8 @@ def unready(artifacts):
 
 
 def ready(artifacts):
-    """Refuse a build of these artifacts whose interpreters cannot be started."""
-    lines = unready(artifacts)
+    """Refuse a build of these artifacts that the machine is not ready for."""
+    lines = unready(artifacts) + environment.unwritable(PLAN.root)
     program = cluster.interpreter(PLAN.config, SITE)
     if artifacts and not CONDA and program == "python":
         lines += environment.complaints(program)

@@ -5,6 +5,7 @@ old results downstream for good. What saves them is that a target names every fi
 """
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -95,4 +96,16 @@ def test_the_end_of_the_log_is_at_the_terminal(builds, quiet):
     log = "results/tiny/logs/runs/main/iter1/eval/heldout.log"
     assert f"evaluate failed; the end of {log}:\n    # python -m scripts.evaluate " in said
     assert said.rstrip().splitlines().count("    evaluate: the stand-in was told to fail") == 1
+    shutil.rmtree(checkout)
+
+
+def test_logs_that_cannot_be_written_are_refused_before_any_output_is_deleted(builds):
+    checkout = builds.copy()
+    logs, evaluation = checkout / "results/tiny/logs", checkout / "results/tiny/runs/main/iter1/eval/heldout.parquet"
+    shutil.rmtree(logs)
+    logs.touch()
+    code, said = builds.snakemake(checkout, "all", overlay=FAILURES["evaluate"][0])
+    assert code != 0
+    assert f"not ready to run:\n  - results = '{Path('results/tiny/logs')}': is no folder. Hint: " in said
+    assert evaluation.exists()
     shutil.rmtree(checkout)

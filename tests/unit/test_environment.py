@@ -1,9 +1,11 @@
 """Which python the steps start, and how many at once: what a person types counts, not what the profile says."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +65,28 @@ def test_a_python_that_could_train_stays_first(tmp_path, monkeypatch, first):
     monkeypatch.setenv("PATH", path)
     environment.use_own()
     assert os.environ["PATH"] == path
+
+
+@pytest.mark.parametrize("name", ["", "logs", "benchmarks", "work"])
+def test_a_place_of_the_results_that_is_no_folder_is_named(tmp_path, name):
+    root = tmp_path / "out"
+    assert environment.unwritable(str(root)) == []  # it will be made
+    wrong = root / name
+    wrong.parent.mkdir(exist_ok=True)
+    wrong.touch()
+    assert f"results = '{wrong}': is no folder. Hint: move it away" in environment.unwritable(str(root))[0]
+
+
+def test_a_read_only_folder_and_a_full_disk_are_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: Path(path).name != "logs")  # root may write anywhere
+        (tmp_path / "logs").mkdir()
+        (line,) = environment.unwritable(str(tmp_path))
+        assert line.startswith(f"results = '{tmp_path}/logs': cannot be written. Hint: mend its permissions")
+    full = SimpleNamespace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    (line, _) = environment.unwritable(str(tmp_path))
+    assert line.startswith(f"results = '{tmp_path}': only 4096 bytes are free. Hint: ")
 
 
 def test_snakemake_builds_without_an_activated_environment(tmp_path):

@@ -1,4 +1,7 @@
-"""Which `python` the steps start: the first on PATH that has what they import, or the one that runs Snakemake."""
+"""What steps need of the machine that starts them: a `python`, and folders that can be written.
+
+The `python` is the first on PATH if it has what a step imports, or else the one that runs Snakemake.
+"""
 
 import os
 import shutil
@@ -10,6 +13,7 @@ from scripts.lib.stage.errors import Complaints
 
 # One package of each kind: what trains, what reads tables, what reads settings.
 NEEDED = ("torch", "transformers", "trl", "datasets", "polars", "pydantic")
+SPACE = 2**24  # bytes; not even logs and manifests would fit into less
 PROBE = "import importlib.util as u; print(*(name for name in {names} if not u.find_spec(name)))"
 
 
@@ -37,6 +41,24 @@ def complaints(program: str) -> Complaints:
         hint = "`make .venv/ready` makes an environment; `. .venv/bin/activate` puts it first on PATH."
         found.add(f"{program} on PATH", shutil.which(program), wrong, hint)
     return found
+
+
+def unwritable(root: str) -> Complaints:
+    """The folders of the results that cannot be written.
+
+    A step whose log cannot be opened fails at once, but by then Snakemake has deleted its old outputs.
+    """
+    found = Complaints()
+    for name in ("", "logs", "benchmarks", "work"):
+        folder = Path(root, name)
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+        if not there.is_dir():
+            found.add("results", str(there), "is no folder", "move it away, or set `results` to another folder.")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            found.add("results", str(there), "cannot be written", "mend its permissions, or set `results` elsewhere.")
+        elif (free := shutil.disk_usage(there).free) < SPACE:
+            found.add("results", str(there), f"only {free} bytes are free", "make space, or set `results` elsewhere.")
+    return Complaints(dict.fromkeys(found))
 
 
 def use_own() -> None:
