@@ -1,7 +1,7 @@
 """One self-contained page about all runs: what was learnt, at what distance from SFT, from which pairs, in which words.
 
-Every number on the page stands in a manifest or a table; nothing is computed here but rounding. Whatever a model or a
-data set wrote is untrusted text and escaped.
+Every number on the page stands in a manifest or a table, but for the paired differences between the ends of runs, which
+are computed from the tables here. Whatever a model or a data set wrote is untrusted text and escaped.
 """
 
 import sys

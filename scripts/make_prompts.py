@@ -12,13 +12,12 @@ from scripts.lib.stage.errors import InputError
 
 
 def from_world(job: contract.Job[MakePrompts], settings: PromptsOfWorld) -> list[dict[str, Any]]:
-    """The world's prompts; each iteration has a split of its own, and so have validation and evaluation."""
-    number, size = settings.number, settings.size
-    if settings.split != "iteration" and number != 1:
-        raise InputError(f"number = {number}: the world has one {settings.split} set\nHint: ask for number 1.")
-    split = f"iter{number}" if settings.split == "iteration" else settings.split
+    """The Nth slice of `size` prompts of the world's split; validation and evaluation have one."""
+    number, size, split = settings.number, settings.size, settings.split
+    if split != "iteration" and number != 1:
+        raise InputError(f"number = {number}: the world has one {split} set\nHint: ask for number 1.")
     try:
-        made = world.prompts(split, size, settings.seed)
+        made = world.prompts(split, size * number, settings.seed)[size * (number - 1) :]
     except ValueError as error:
         raise InputError(f"the world cannot make these prompts: {error}") from error
     job.counts = {"rows_in": size}

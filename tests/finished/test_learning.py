@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import polars as pl
 import pytest
@@ -42,6 +43,28 @@ def test_gold_rises_from_sft_to_iteration_1_and_from_1_to_2(build):
 
 def test_iteration_3_is_not_below_iteration_2_beyond_its_interval(build):
     assert change(build, "runs/main/iter2", "runs/main/iter3")["high"] >= 0
+
+
+def test_three_iterations_end_above_all_prompts_answered_by_sft_at_once(build):
+    """The same prompts, labeller and settings: what differs is who answered."""
+    assert change(build, "runs/once/iter1", "runs/main/iter3")["low"] > 0
+
+
+def test_main_and_once_learn_from_the_same_prompts_and_as_many_labelled_answers(build):
+    root = build / "results/tiny"
+    sets = [tables.read_table(root / f"prompts/requests-{n}.parquet", PROMPTS) for n in (1, 2, 3)]
+    all_at_once = tables.read_table(root / "prompts/all_requests-1.parquet", PROMPTS)
+    assert sorted(all_at_once["prompt_id"]) == sorted(prompt for part in sets for prompt in part["prompt_id"])
+    labelled = [
+        manifest(build, f"{policy}/rollouts/best_of_8/{asked}/rewards/bt/0")["counts"]["rows_out"]
+        for policy, asked in (
+            ("sft/tiny", "requests-1"),
+            ("runs/main/iter1", "requests-2"),
+            ("runs/main/iter2", "requests-3"),
+            ("sft/tiny", "all_requests-1"),
+        )
+    ]
+    assert sum(labelled[:3]) == labelled[3] == 8 * 2250
 
 
 def test_greedy_gold_stands_beside_and_has_risen_over_the_run(build):
@@ -124,10 +147,9 @@ def test_every_prompt_and_k_stands_exactly_once_in_the_rollouts(build):
     assert table.height == len(expected)
 
 
-def test_the_baselines_train_on_the_annotations_they_name(build):
-    counts = {run: manifest(build, f"runs/{run}/iter1/policy")["counts"] for run in ("offline", "offline_1500")}
-    assert counts["offline"]["pairs_trained"] == manifest(build, "reward/bt/model")["counts"]["pairs_trained"]
-    assert counts["offline_1500"]["pairs_trained"] == 1500
+def test_offline_trains_on_the_annotations_of_the_reward_model(build):
+    offline, reward = (manifest(build, name)["counts"] for name in ("runs/offline/iter1/policy", "reward/bt/model"))
+    assert offline["pairs_trained"] == reward["pairs_trained"] == 5000
 
 
 def test_the_report_shows_numbers_of_the_evaluation(build):
@@ -135,3 +157,12 @@ def test_the_report_shows_numbers_of_the_evaluation(build):
     for policy in POLICIES:
         metrics = manifest(build, f"{policy}/eval/heldout")["metrics"]
         assert f"{metrics['sampled']['rewards']['gold']['mean']:.3f}" in page
+
+
+def test_the_reports_first_lines_compare_main_with_the_other_runs(build):
+    page = (build / "results/tiny/report.html").read_text()
+    lead = " ".join(re.sub(r"<[^>]*>", "", page.split('<p class="lead">')[1].split("</p>")[0]).split())
+    for run in ("once", "offline", "raft"):
+        mean = change(build, f"runs/{run}/iter1", "runs/main/iter3")["mean"]
+        assert f" {run}: {mean:+.3f} [".replace("-", "−") in lead
+    assert " above once: " in lead

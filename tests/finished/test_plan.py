@@ -50,8 +50,8 @@ def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
     assert rules == {"sample_rollouts", "score_rollouts", "score_reference", "train_dpo"}
     assert [*said[14:forecast], said[-1]] == [
         "shared:",
-        "  kept, and also used by offline, offline_1500, raft: base/world, data/demonstrations, sft/tiny,",
-        "      data/annotations, data/annotations_heldout, reward/bt",
+        "  kept, and also used by once, offline, raft: base/world, data/demonstrations, sft/tiny, data/annotations,",
+        "      data/annotations_heldout, reward/bt",
         "  kept, and also used by raft: prompts/requests-1, sft/tiny/rollouts/best_of_8/requests-1,",
         "      sft/tiny/rollouts/best_of_8/requests-1/rewards/bt",
         "",

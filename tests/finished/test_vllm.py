@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not (ROOT / ROLLOUT_PYTHON).exists(), reason="no vllm: make rollout-env"),
 ]
 OVERLAY = "samplings: {best_of_8: {engine: vllm}, evaluation: {engine: vllm}}\n"
-# How far apart two runs end that differ in what they happened to sample: seeds 1 to 3 of the preset lie within .06 of
-# each other after iteration 1, and within .03 after iteration 2.
+# How far apart two runs end that differ in what they happened to sample: seeds 2 and 7 of the preset lie within .03 of
+# each other after every iteration.
 NOISE = 0.1
 
 
@@ -56,7 +56,8 @@ def test_engine_and_trainer_see_the_same_model_in_every_iteration(sampled):
     for n in (1, 2, 3):
         metrics = manifest(sampled[0], f"runs/main/iter{n}/policy")["metrics"]
         assert abs(metrics["engine_gap"]) < 1e-5
-        assert abs(metrics["first_loss"] - 0.6931) < (1e-3 if n == 1 else 1)
+    # Only iteration 1 starts from its reference.
+    assert manifest(sampled[0], "runs/main/iter1/policy")["metrics"]["gate_gap"] < 1e-4
 
 
 def test_every_prompt_and_k_stands_exactly_once(sampled):

@@ -29,8 +29,8 @@ def test_the_tiny_preset_plans_these_jobs(checkout, request, target):
 
 
 def test_another_run_is_chosen_on_the_command_line(checkout, request):
-    done = run(checkout, "snakemake", "-n", "iter1_policy", "--config", "run=offline_1500")
-    check(request, "tiny_offline_1500_iter1_policy", jobs(done.stdout))
+    done = run(checkout, "snakemake", "-n", "iter1_policy", "--config", "run=offline")
+    check(request, "tiny_offline_iter1_policy", jobs(done.stdout))
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "tiny"])

@@ -11,8 +11,8 @@ def show_plan(checkout, *arguments: str, check: bool = True):
 
 
 def test_of_a_fresh_checkout_everything_is_not_made_yet(checkout):
-    said = show_plan(checkout, "iter1_policy", "--config", "run=offline_1500").stdout
-    jobs = (ROOT / "tests/plan/golden/tiny_offline_1500_iter1_policy.txt").read_text().splitlines()
+    said = show_plan(checkout, "iter1_policy", "--config", "run=offline").stdout
+    jobs = (ROOT / "tests/plan/golden/tiny_offline_iter1_policy.txt").read_text().splitlines()
     made = [job for job in jobs if " " in job]
     assert said.startswith(f"{len(made)} jobs would run, ")
     (line,) = [line for line in said.splitlines() if line.startswith("  not made yet: ")]

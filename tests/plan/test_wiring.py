@@ -90,7 +90,7 @@ MUTANTS = {
         "rules/policy.smk",
         '**made_by("train_dpo")',
         '**made_by("train_raft")',
-        "card train_dpo: makes: is {'run': 'main|offline|offline_1500'}, its rule says {'run': 'raft'}",
+        "card train_dpo: makes: is {'run': 'main|once|offline'}, its rule says {'run': 'raft'}",
     ),
     "a rule without a card": (
         "rules/policy.smk",

@@ -10,10 +10,11 @@ POLICIES = {
     "runs/main/iter1": "train_dpo results/tiny/runs/main/iter1/policy",
     "runs/main/iter2": "train_dpo results/tiny/runs/main/iter2/policy",
     "runs/main/iter3": "train_dpo results/tiny/runs/main/iter3/policy",
+    "runs/once/iter1": "train_dpo results/tiny/runs/once/iter1/policy",
     "runs/offline/iter1": "train_dpo results/tiny/runs/offline/iter1/policy",
-    "runs/offline_1500/iter1": "train_dpo results/tiny/runs/offline_1500/iter1/policy",
     "runs/raft/iter1": "train_raft results/tiny/runs/raft/iter1/policy",
 }
+AT_ONCE = "all_requests"
 REPORT = "build_report results/tiny/report.html"
 BASE = "make_base results/tiny/base/world/model"
 
@@ -46,20 +47,23 @@ def raft(n: int) -> str:
     return f"train_raft results/tiny/runs/raft/iter{n}/policy"
 
 
-# Beneath a policy: `number` is the iteration that its rollouts train, None where they are for the evaluation.
+# Beneath a policy: `number` is the iteration that its rollouts train, None where they are for the evaluation. `asked`
+# is the prompt set of a training.
 
 
-def _rollouts(policy: str, number: int | None, benchmark: str = "heldout") -> str:
-    tail = f"best_of_8/requests-{number}" if number else f"evaluation/{benchmark}-1"
+def _rollouts(policy: str, number: int | None, benchmark: str = "heldout", asked: str = "requests") -> str:
+    tail = f"best_of_8/{asked}-{number}" if number else f"evaluation/{benchmark}-1"
     return f"results/tiny/{policy}/rollouts/{tail}"
 
 
-def sample(policy: str, number: int | None, benchmark: str = "heldout") -> str:
-    return f"sample_rollouts {_rollouts(policy, number, benchmark)}/0.parquet"
+def sample(policy: str, number: int | None, benchmark: str = "heldout", asked: str = "requests") -> str:
+    return f"sample_rollouts {_rollouts(policy, number, benchmark, asked)}/0.parquet"
 
 
-def score(policy: str, number: int | None, name: str = "bt", benchmark: str = "heldout") -> str:
-    return f"score_rollouts {_rollouts(policy, number, benchmark)}/rewards/{name}/0.parquet"
+def score(
+    policy: str, number: int | None, name: str = "bt", benchmark: str = "heldout", asked: str = "requests"
+) -> str:
+    return f"score_rollouts {_rollouts(policy, number, benchmark, asked)}/rewards/{name}/0.parquet"
 
 
 def verify(policy: str, benchmark: str = "heldout") -> str:
@@ -70,12 +74,12 @@ def logprobs(policy: str, benchmark: str = "heldout") -> str:
     return f"score_logprobs {_rollouts(policy, None, benchmark)}/logprobs/sft/tiny/0.parquet"
 
 
-def pairs(policy: str, number: int) -> str:
-    return f"build_pairs {_rollouts(policy, number)}/pairs/bt/best_worst.parquet"
+def pairs(policy: str, number: int, asked: str = "requests") -> str:
+    return f"build_pairs {_rollouts(policy, number, asked=asked)}/pairs/bt/best_worst.parquet"
 
 
-def reference(policy: str, number: int, scorer: str = SFT) -> str:
-    return f"score_reference {_rollouts(policy, number)}/pairs/bt/best_worst/reference/{scorer}.parquet"
+def reference(policy: str, number: int, scorer: str = SFT, asked: str = "requests") -> str:
+    return f"score_reference {_rollouts(policy, number, asked=asked)}/pairs/bt/best_worst/reference/{scorer}.parquet"
 
 
 def evaluate(policy: str, benchmark: str = "heldout") -> str:
@@ -104,22 +108,24 @@ def _graph() -> dict[str, set[str]]:
         prompts("requests-1"): set(),
         prompts("requests-2"): set(),
         prompts("requests-3"): set(),
+        prompts(f"{AT_ONCE}-1"): set(),
         sft: {BASE, data("demonstrations")},
         reward(): {sft, data("annotations"), data("annotations_heldout")},
     }
     # Offline: curated pairs, their reference pass, one training.
-    for run, pairing in (("offline", "as_given"), ("offline_1500", "as_given_1500")):
-        graph[select(pairing)] = {data("annotations")}
-        graph[curated_reference(pairing)] = {select(pairing), sft}
-        graph[dpo(run, 1)] = {sft, select(pairing), curated_reference(pairing)}
-    # Online: each iteration samples from the policy before it. RAFT shares what the SFT policy says with `main`.
-    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3)):
-        graph[sample(policy, n)] = {POLICIES[policy], prompts(f"requests-{n}")}
-        graph[score(policy, n)] = {sample(policy, n), reward()}
-    for policy, n in ((SFT, 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3)):
-        graph[pairs(policy, n)] = {sample(policy, n), score(policy, n)}
-        graph[reference(policy, n)] = {pairs(policy, n), sft}
-        graph[dpo("main", n)] = {POLICIES[policy], pairs(policy, n), reference(policy, n)}
+    graph[select("as_given")] = {data("annotations")}
+    graph[curated_reference("as_given")] = {select("as_given"), sft}
+    graph[dpo("offline", 1)] = {sft, select("as_given"), curated_reference("as_given")}
+    # Online: each iteration samples from the policy before it; `once` samples everything from the SFT policy. RAFT
+    # shares what the SFT policy says with `main`.
+    steps = [("main", "requests", SFT, 1), ("once", AT_ONCE, SFT, 1)]
+    steps += [("main", "requests", f"runs/main/iter{n - 1}", n) for n in (2, 3)]
+    for run, asked, policy, n in steps:
+        graph[sample(policy, n, asked=asked)] = {POLICIES[policy], prompts(f"{asked}-{n}")}
+        graph[score(policy, n, asked=asked)] = {sample(policy, n, asked=asked), reward()}
+        graph[pairs(policy, n, asked)] = {sample(policy, n, asked=asked), score(policy, n, asked=asked)}
+        graph[reference(policy, n, asked=asked)] = {pairs(policy, n, asked), sft}
+        graph[dpo(run, n)] = {POLICIES[policy], pairs(policy, n, asked), reference(policy, n, asked=asked)}
     graph[raft(1)] = {sft, sample(SFT, 1), score(SFT, 1)}
     # Evaluation: every policy, compared with the SFT policy.
     for policy, trained in POLICIES.items():

@@ -20,6 +20,7 @@ from tests.rebuild.edits import (
     without,
 )  # fmt: skip
 from tests.rebuild.graph import (
+    AT_ONCE,
     BASE,
     EVERYTHING,
     GRAPH,
@@ -172,7 +173,7 @@ BY_HELPER = {
     "data/rewards": "score_rollouts verify_rollouts",
     "data/seeds": "sample_rollouts build_pairs train_dpo",
     "data/sources": "curate_data make_prompts",
-    "data/stats": "evaluate",
+    "data/stats": "evaluate build_report",
     "data/files": "curate_data make_prompts",
     "data/examples": "curate_data make_prompts",
     "data/curation": "curate_data make_prompts",
@@ -279,11 +280,11 @@ edits(
 overlays(
     NOTHING,
     {
-        "2e-4 as 0.0002": "runs: {main: {dpo: {learning_rate: 0.0002}}}",
+        "4e-4 as 0.0004": "runs: {main: {dpo: {learning_rate: 0.0004}}}",
         "1 as 1.0": "runs: {main: {dpo: {epochs: 1.0}}}",
         "8 as 8.0": "samplings: {best_of_8: {k: 8.0}}",
         "1 as 1.0 in a list": "samplings: {evaluation: {temperatures: [0.0, 1.0, 1, 1.0]}}",
-        "a default written out": "runs: {main: {dpo: {label_smoothing: 0, loss: [sigmoid]}}}",
+        "a default written out": "runs: {offline: {dpo: {label_smoothing: 0, loss: [sigmoid]}}}",
         "a data set that nothing uses": "datasets: {spare: {kind: world, type: conversations, split: sft, size: 9}}",
         "a prompt set that nothing uses": "prompts: {spare: {kind: world, split: validation, size: 9}}",
         "a base that nothing uses": "bases: {spare: {kind: world}}",
@@ -339,14 +340,13 @@ overlays(below(reward()), {
 })  # fmt: skip
 overlays(below(dpo("main", 1)), {
     "beta of one run": "runs: {main: {dpo: {beta: 0.2}}}",
-    "loss": "runs: {main: {dpo: {loss: [ipo]}}}",
+    "loss": "runs: {main: {dpo: {loss: [ipo], loss_weights: null}}}",
     "two losses": "runs: {main: {dpo: {loss: [sigmoid, sft], loss_weights: [1, 0.1]}}}",
     "seed of DPO": "runs: {main: {dpo: {seed: 7}}}",
     "curated pairs mixed in": "runs: {main: {mix: [{dataset: annotations, pairing: as_given, weight: 0.5}]}}",
 })  # fmt: skip
-overlays(below(dpo("main", 1), dpo("offline", 1), dpo("offline_1500", 1)), {
-    "beta of all runs": "runs: {main: {dpo: {beta: 0.2}}, offline: {dpo: {beta: 0.2}}, "
-    "offline_1500: {dpo: {beta: 0.2}}}",
+overlays(below(dpo("main", 1), dpo("once", 1), dpo("offline", 1)), {
+    "beta of all runs": "runs: {main: {dpo: {beta: 0.2}}, once: {dpo: {beta: 0.2}}, offline: {dpo: {beta: 0.2}}}",
 })  # fmt: skip
 overlays(below(dpo("main", 2)), {
     "learning rate of iteration 2": "runs: {main: {each: {2: {dpo: {learning_rate: 1e-4}}}}}",
@@ -372,16 +372,18 @@ TABLE["an overlay that names another run leaves the targets with the chosen one"
 
 overlays(below(data("demonstrations")), {"size of the demonstrations": "datasets: {demonstrations: {size: 1900}}"})
 overlays(below(data("annotations")), {"seed of the annotations": "datasets: {annotations: {seed: 7}}"})
-overlays(below(select("as_given_1500")), {"number of curated pairs": "pairings: {as_given_1500: {size: 900}}"})
+overlays(below(select("as_given")), {"number of curated pairs": "pairings: {as_given: {size: 900}}"})
 overlays(below(prompts("requests-1"), prompts("requests-2"), prompts("requests-3")), {
     "size of the prompt sets": "prompts: {requests: {size: 400}}",
     "seed of the prompt sets": "prompts: {requests: {seed: 7}}",
 })  # fmt: skip
+overlays(below(prompts(f"{AT_ONCE}-1")), {"size of one run's prompt set": "prompts: {all_requests: {size: 2000}}"})
 
 # Settings of the rollouts and of the pairs
 
 FIRST_ROLLOUTS = sample(SFT, 1)
-overlays(below(FIRST_ROLLOUTS), {
+SAMPLED = below(FIRST_ROLLOUTS, sample(SFT, 1, asked=AT_ONCE))
+overlays(SAMPLED, {
     "K": "samplings: {best_of_8: {k: 4}}",
     "temperature": "samplings: {best_of_8: {temperatures: [0.7]}}",
     "longest response": "samplings: {best_of_8: {max_new_tokens: 24}}",
@@ -391,11 +393,12 @@ CHECKS = {
     f"check_engine results/tiny/{policy}/rollouts/best_of_8/requests-{n}/engine.parquet"
     for n, policy in enumerate((SFT, "runs/main/iter1", "runs/main/iter2"), 1)
 }
-overlays(below(FIRST_ROLLOUTS) | CHECKS, {"engine": "samplings: {best_of_8: {engine: vllm}}"})
-overlays(below(FIRST_ROLLOUTS), {
+CHECKS |= {f"check_engine results/tiny/{SFT}/rollouts/best_of_8/{AT_ONCE}-1/engine.parquet"}
+overlays(SAMPLED | CHECKS, {"engine": "samplings: {best_of_8: {engine: vllm}}"})
+overlays(SAMPLED, {
     "an engine that is not checked": "samplings: {best_of_8: {engine: vllm, check_responses: 0}}",
 })  # fmt: skip
-overlays(below(pairs(SFT, 1)), {
+overlays(below(pairs(SFT, 1), pairs(SFT, 1, AT_ONCE)), {
     "strategy of the pairs": "pairings: {best_worst: {strategy: max_max}}",
     "length penalty": "pairings: {best_worst: {length_penalty: 0.001}}",
     "least margin": "pairings: {best_worst: {minimum_margin: 0.5}}",
@@ -415,7 +418,7 @@ TABLE["another sampling in iteration 2"] = Mutation(
 # Blocks of another size are other files with other rows in them: their rollouts are sampled again.
 TWO_SHARDS = below(FIRST_ROLLOUTS)
 TWO_SHARDS |= {job.replace("/0.parquet", "/1.parquet") for job in TWO_SHARDS if "/requests-" in job}
-overlays(TWO_SHARDS, {"blocks of half the prompts": "prompts: {requests: {shard_prompts: 250}}"})
+overlays(TWO_SHARDS, {"blocks of half the prompts": "prompts: {requests: {shard_prompts: 375}}"})
 overlays(NOTHING, {"larger blocks of which one is enough as before": "prompts: {requests: {shard_prompts: 2000}}"})
 
 # Another reward model, runs that come and go

@@ -46,7 +46,7 @@ FAILURES = {
     "verify_rollouts": (EVALUATION, verify("runs/main/iter2")),
     "score_logprobs": (EVALUATION, logprobs("runs/main/iter3")),
     "build_pairs": (STRATEGY, pairs("runs/main/iter1", 2)),
-    "select_pairs": ("pairings: {as_given_1500: {size: 900}}", select("as_given_1500")),
+    "select_pairs": ("pairings: {as_given: {size: 900}}", select("as_given")),
     "score_reference": (STRATEGY, reference(SFT, 1)),
     "train_dpo": ("runs: {main: {dpo: {beta: 0.2}}}", dpo("main", 1)),
     "train_dpo in iteration 3": ("runs: {main: {dpo: {beta: 0.2}}}", dpo("main", 3)),

@@ -10,24 +10,24 @@ import shutil
 import pytest
 
 from tests.rebuild.edits import append
-from tests.rebuild.graph import BASE, POLICIES, REPORT, SFT, below, data, dpo, prompts, reward, sample, select
+from tests.rebuild.graph import AT_ONCE, BASE, POLICIES, REPORT, SFT, below, data, dpo, prompts, reward, sample, select
 
 MAIN = [f"runs/main/iter{n}" for n in (1, 2, 3)]
 # The jobs of a rule in phases, none of which lies below another of its own phase.
 PHASES = {
     "make_base": [[BASE]],
     "curate_data": [[data("demonstrations"), data("annotations"), data("annotations_heldout")]],
-    "make_prompts": [[prompts("heldout-1"), *(prompts(f"requests-{n}") for n in (1, 2, 3))]],
+    "make_prompts": [[prompts("heldout-1"), *(prompts(f"requests-{n}") for n in (1, 2, 3)), prompts(f"{AT_ONCE}-1")]],
     "train_sft": [[POLICIES[SFT]]],
     "train_reward": [[reward()]],
-    "select_pairs": [[select("as_given"), select("as_given_1500")]],
+    "select_pairs": [[select("as_given")]],
     "sample_rollouts": [
-        [sample(SFT, 1), *(sample(policy, None) for policy in (SFT, "runs/offline/iter1", "runs/offline_1500/iter1"))],
-        [sample(MAIN[0], 2), sample(MAIN[0], None), sample("runs/raft/iter1", None)],
+        [sample(SFT, 1), sample(SFT, 1, asked=AT_ONCE), sample(SFT, None), sample("runs/offline/iter1", None)],
+        [sample(MAIN[0], 2), *(sample(policy, None) for policy in (MAIN[0], "runs/once/iter1", "runs/raft/iter1"))],
         [sample(MAIN[1], 3), sample(MAIN[1], None)],
         [sample(MAIN[2], None)],
     ],
-    "train_dpo": [[dpo("main", 1), dpo("offline", 1), dpo("offline_1500", 1)], [dpo("main", 2)], [dpo("main", 3)]],
+    "train_dpo": [[dpo("main", 1), dpo("once", 1), dpo("offline", 1)], [dpo("main", 2)], [dpo("main", 3)]],
 }
 # The report tells of these, so it reads their manifests, which name the code.
 TOLD = {"train_sft", "train_reward", "train_dpo"}

@@ -66,7 +66,7 @@ def test_settings_changes_are_named_with_their_keys(root):
         "rollouts k 8 -> 4",
         "rollouts temperatures [1.0] -> [1.0, 0.7]",
     ]
-    assert set(told) == {
+    assert set(told) == {"sft/tiny/rollouts/best_of_8/all_requests-1/0.parquet"} | {
         f"{policy}/rollouts/best_of_8/requests-{n}/0.parquet"
         for policy, n in (("sft/tiny", 1), ("runs/main/iter1", 2), ("runs/main/iter2", 3))
     }

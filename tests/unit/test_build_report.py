@@ -1,11 +1,13 @@
 """The report shows what the manifests hold, escapes what models wrote, loads nothing, and is the same twice."""
 
+import json
 import random
 import re
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from scripts import build_report
 from scripts.lib.benchmarks.rewards import summary
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.data.stats import interval
 from scripts.lib.kinds.evaluation import Evaluate
 from scripts.lib.planning.config import load
 from scripts.lib.planning.plan import Plan
@@ -211,6 +214,95 @@ def test_lead_tells_the_longest_runs_change(built: tuple[Path, list[str]]) -> No
     assert "On 8 held-out prompts" in text
     assert "rose" in text
     assert all(shown(end) in text for end in ends)
+
+
+def per_prompt(root: Path, policy: str, labeller: str, sampled: bool) -> dict[str, float]:
+    """Mean reward of the responses to each prompt, read from the table with nothing of the report."""
+    rows = tables.read_table(root / policy / "eval/heldout.parquet", EVALUATION).to_dicts()
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["temperature"] > 0) == sampled:
+            found.setdefault(row["prompt_id"], []).append(json.loads(row["rewards"])[labeller])
+    return {prompt: sum(values) / len(values) for prompt, values in found.items()}
+
+
+def lead_of(output: Path) -> str:
+    """The text of the summary paragraph."""
+    found = re.search(r'<p class="lead">(.*?)</p>', output.read_text(), re.S)
+    assert found is not None
+    return Page(found[1]).text
+
+
+def test_lead_compares_the_longest_run_with_every_other_prompt_by_prompt(built: tuple[Path, list[str]]) -> None:
+    output, _ = built
+    ours = per_prompt(output.parent, "runs/main/iter3", "gold", sampled=True)
+    for other in ("offline/iter1", "raft/iter2"):
+        theirs = per_prompt(output.parent, f"runs/{other}", "gold", sampled=True)
+        gap = interval([ours[prompt] - theirs[prompt] for prompt in sorted(ours)], **INTERVALS)
+        end = read_json(output.parent / f"runs/{other}/eval/heldout.json")["metrics"]["sampled"]["rewards"]["gold"]
+        said = f" above {other.split('/')[0]} : {shown(gap, sign='+')} against {shown(end)}"
+        assert said in re.sub(r" (?=[;.])", "", lead_of(output))
+
+
+@pytest.mark.parametrize(
+    ("levels", "verdict"),
+    [
+        ({"main": 0.9, "once": 0.4}, "above once"),
+        ({"main": 0.4, "once": 0.9}, "below once"),
+        ({"main": 0.5, "once": 0.5}, "not clearly apart from once"),
+    ],
+)
+@pytest.mark.parametrize("temperatures", [[0.0], [0.0, 1.0, 1.0]])
+def test_the_comparison_says_what_its_interval_does(
+    tmp_path: Path, levels: dict[str, float], verdict: str, temperatures: list[float]
+) -> None:
+    command = world(tmp_path, {"main": 2, "once": 1}, ["gold"], temperatures)
+    for policy, run in (("runs/main/iter2", "main"), ("runs/once/iter1", "once")):
+        evaluation(tmp_path, policy, "sft/tiny", levels[run], ["gold"], temperatures)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    assert f"main ended {verdict} : " in lead_of(output)
+
+
+def rewrite(table: Path, rows: list[dict[str, Any]]) -> None:
+    """Other rows of an evaluation, with a manifest that knows them."""
+    tables.write_table(table, rows, EVALUATION, ("prompt_id", "k"))
+    manifest = table.with_suffix(".json")
+    write_json(manifest, read_json(manifest) | {"output": input_digest(table)})
+
+
+def test_the_interval_is_that_of_paired_differences(tmp_path: Path) -> None:
+    """A policy that is better by the same amount everywhere, on prompts that differ much: the interval is a point."""
+    command = world(tmp_path, {"main": 2, "once": 1}, ["gold"], [1.0])
+    for policy, better in (("runs/main/iter2", 0.25), ("runs/once/iter1", 0.0)):
+        table = tmp_path / policy / "eval/heldout.parquet"
+        rows = tables.read_table(table, EVALUATION).to_dicts()
+        for i, row in enumerate(rows):
+            row["rewards"] = canonical_json({"gold": i + better})
+        rewrite(table, rows)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    assert "main ended above once : +0.250 [+0.250, +0.250] against " in lead_of(output)
+
+
+def test_ends_that_answered_other_prompts_are_compared_on_those_of_both(tmp_path: Path) -> None:
+    command = world(tmp_path, {"main": 2, "once": 1, "raft": 1}, ["gold"], [1.0])
+    table = tmp_path / "runs/once/iter1/eval/heldout.parquet"
+    rows = tables.read_table(table, EVALUATION).to_dicts()
+    dropped = {rows[0]["prompt_id"], rows[-1]["prompt_id"]}
+    rewrite(table, [row for row in rows if row["prompt_id"] not in dropped])
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    once, raft = lead_of(output).split("ended")[1].split(";")
+    assert once.rstrip().endswith(" on the 6 prompts that both answered")
+    assert "both answered" not in raft
+
+
+def test_a_run_alone_is_compared_with_none(tmp_path: Path) -> None:
+    command = world(tmp_path, {"main": 2}, ["gold"], [1.0])
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    assert "Prompt by prompt" not in lead_of(output)
 
 
 def test_pairs_reward_models_and_digests_are_shown(built: tuple[Path, list[str]]) -> None:

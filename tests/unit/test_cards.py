@@ -28,8 +28,9 @@ RESPONSES, ANSWERS = f"{FIRST}/rollouts/best_of_8/requests-2", f"{FIRST}/rollout
 REWARDS = [f"{SFT}/rollouts/evaluation/heldout-1/rewards/{name}/0.parquet" for name in ("gold", "bt")]
 EVALUATED = [f"{SFT}/eval/heldout.parquet"]
 EVALUATED += [f"{T}/runs/main/iter{n}/eval/heldout.parquet" for n in (1, 2, 3)]
-EVALUATED += [f"{T}/runs/{run}/iter1/eval/heldout.parquet" for run in ("offline", "offline_1500", "raft")]
+EVALUATED += [f"{T}/runs/{run}/iter1/eval/heldout.parquet" for run in ("once", "offline", "raft")]
 PAIRED = [f"{SFT}/rollouts/best_of_8/requests-1", RESPONSES, f"{SECOND}/rollouts/best_of_8/requests-3"]
+PAIRED += [f"{SFT}/rollouts/best_of_8/all_requests-1"]
 POLICIES = [path.replace("/eval/heldout.parquet", "/policy.json") for path in EVALUATED]
 
 # (stage, wildcards, what it makes, what it reads by role) of jobs of the tiny preset.

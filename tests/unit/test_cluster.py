@@ -214,7 +214,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before_anything_is_q
     with pytest.raises(ConfigError) as raised:
         load(text, said={"resources": {"default": {"processes": 3}, "train_dpo": {"nodes": 5, "processes": 2}}})
     assert "runs.main.dpo.batch_size = 32: does not divide among the 10 processes of train_dpo" in str(raised.value)
-    assert "sft.tiny.batch_size = 32: does not divide among the 3 processes of train_sft" in str(raised.value)
+    assert "sft.tiny.batch_size = 16: does not divide among the 3 processes of train_sft" in str(raised.value)
     load(text, said={"resources": {"train_dpo": {"nodes": 2, "processes": 4}}})
 
 

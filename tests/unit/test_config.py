@@ -537,6 +537,29 @@ def test_a_run_has_no_more_iterations_than_its_prompts_have_revisions():
     assert "prompts.asks.revision is for 2 iterations" in lines[0]
 
 
+@pytest.mark.parametrize(("iterations", "size"), [(3, 10_001), (31, 1000), (1, 30_001)])
+def test_a_run_asks_for_no_more_prompts_than_the_world_has(iterations, size):
+    only = {"main": given()["runs"]["main"] | {"iterations": iterations}}
+    line = complaint(given(runs=only, prompts__asks__size=size))
+    text = f"the world has 30000 prompts, and prompts.asks.size is {size}. Hint: "
+    assert line.startswith(f"runs.main.iterations = {iterations}: {text}")
+
+
+@pytest.mark.parametrize(("iterations", "size"), [(3, 10_000), (30, 1000), (1, 30_000)])
+def test_a_run_may_ask_for_all_prompts_that_the_world_has(iterations, size):
+    only = {"main": given()["runs"]["main"] | {"iterations": iterations}}
+    assert resolve(given(runs=only, prompts__asks__size=size)).runs["main"].iterations == iterations
+
+
+def test_the_demos_once_differs_from_main_in_who_answers_its_prompts_and_in_nothing_else():
+    config = load(ROOT / "config" / "config.yaml")
+    main, once = config.runs["main"], config.runs["once"]
+    assert once.model_dump() == main.model_dump() | {"iterations": 1, "prompts": once.prompts}
+    each, whole = (config.prompts[run.prompts] for run in (main, once))
+    same = {"size": main.iterations * each.size, "shard_prompts": whole.shard_prompts}
+    assert whole.model_dump() == each.model_dump() | same
+
+
 def test_numbers_are_names_too():
     assert 5 not in resolve(given(pairings={5: {}, "extremes": {}})).pairings
     assert "5" in resolve(given(pairings={5: {}, "extremes": {}})).pairings

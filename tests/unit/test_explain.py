@@ -107,14 +107,14 @@ def test_jobs_are_counted_by_rule_and_policy():
 
 def test_runs_whose_jobs_look_alike_stand_together():
     plan = plan_at()
-    jobs = [Planned("train_dpo", plan.policy(f"runs/{run}/iter1")) for run in ("main", "offline", "offline_1500")]
+    jobs = [Planned("train_dpo", plan.policy(f"runs/{run}/iter1")) for run in ("main", "once", "offline")]
     jobs.append(Planned("train_raft", plan.policy("runs/raft/iter1")))
     jobs.append(Planned("train_dpo", plan.policy("runs/main/iter2")))
     assert explain.table(plan, jobs) == [
         "               iter1   iter2",
         "main",
         "  train_dpo        1       1",
-        "offline, offline_1500: each",
+        "once, offline: each",
         "  train_dpo        1",
         "raft",
         "  train_raft       1",
@@ -210,8 +210,8 @@ def test_what_other_runs_use_is_told_with_their_names():
     made = [Planned("sample_rollouts", path) for path in plan.rollouts("sft/tiny", "best_of_8", "requests-1")]
     assert explain.shared(plan, plan.asked("iter1_policy"), made) == [
         "made now, and also used by raft: sft/tiny/rollouts/best_of_8/requests-1",
-        "kept, and also used by offline, offline_1500, raft: base/world, data/demonstrations, sft/tiny,",
-        "    data/annotations, data/annotations_heldout, reward/bt",
+        "kept, and also used by once, offline, raft: base/world, data/demonstrations, sft/tiny, data/annotations,",
+        "    data/annotations_heldout, reward/bt",
         "kept, and also used by raft: prompts/requests-1, sft/tiny/rollouts/best_of_8/requests-1/rewards/bt",
     ]
 
@@ -219,7 +219,7 @@ def test_what_other_runs_use_is_told_with_their_names():
 def test_targets_of_several_runs_tell_what_two_or_more_use():
     plan = plan_at()
     lines = explain.shared(plan, plan.asked("all"), [])
-    assert lines[0].startswith("kept, and used by main, offline, offline_1500, raft: base/world, ")
+    assert lines[0].startswith("kept, and used by main, once, offline, raft: base/world, ")
     assert [line for line in lines if line.startswith("kept, and used by main, raft: prompts/requests-1, ")]
     assert not [line for line in lines if "runs/" in line]
 

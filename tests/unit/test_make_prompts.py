@@ -8,6 +8,7 @@ from scripts import make_prompts
 from scripts.lib.data import tables, world
 from scripts.lib.data.schemas.prompts import PROMPTS
 from scripts.lib.data.sources import digest
+from scripts.lib.planning.checks import WORLD_PROMPTS
 
 
 def make(folder, given, *paths):
@@ -63,16 +64,16 @@ def test_a_shortfall_exits_2_and_says_how_many_there_are(tmp_path, pool, capsys)
     assert "25 rows fit, 32 are wanted; counts: {'rows_in': 30, 'dropped_duplicate': 5}\nHint: " in error
 
 
-@pytest.mark.parametrize(("split", "number", "wanted"), [("iteration", 3, "iter3"), ("validation", 1, "validation")])
-def test_the_worlds_prompts_carry_their_requests(tmp_path, split, number, wanted):
+@pytest.mark.parametrize(("split", "number"), [("iteration", 1), ("iteration", 3), ("validation", 1)])
+def test_the_worlds_prompts_carry_their_requests(tmp_path, split, number):
     given = {"kind": "world", "split": split, "size": 20, "seed": 4, "number": number}
     code, table, manifest = make(tmp_path, given)
-    made = world.prompts(wanted, 20, 4)
+    made = world.prompts(split, 60, 4)[20 * (number - 1) : 20 * number]
     assert code == 0
     assert [(row["messages"], json.loads(row["metadata"])) for row in table] == [
         ([{"role": "user", "content": row["content"]}], row["requests"]) for row in made
     ]
-    assert {row["source"] for row in table} == {f"world/{wanted}"}
+    assert {row["source"] for row in table} == {f"world/{split}"}
     assert manifest["counts"] == {"rows_in": 20, "rows_out": 20}
 
 
@@ -82,14 +83,29 @@ def test_iterations_of_the_world_share_no_prompt(tmp_path):
     assert len({row["prompt_id"] for row in first + second}) == 80
 
 
-@pytest.mark.parametrize(
-    ("split", "number", "message"),
-    [
-        ("evaluation", 2, "number = 2: the world has one evaluation set\nHint: ask for number 1."),
-        ("iteration", 99, "the world cannot make these prompts: unknown split 'iter99'. Hint: "),
-    ],
-)
-def test_sets_that_the_world_lacks_exit_2_with_a_hint(tmp_path, capsys, split, number, message):
-    given = {"kind": "world", "split": split, "size": 5, "seed": 4, "number": number}
+def test_a_set_as_large_as_three_iterations_together_holds_exactly_their_prompts(tmp_path):
+    given = {"kind": "world", "split": "iteration", "seed": 4}
+    parts = [make(tmp_path, given | {"size": 40, "number": number})[1] for number in (1, 2, 3)]
+    whole = make(tmp_path, given | {"size": 120, "number": 1})[1]
+    assert [row["prompt_id"] for row in whole] == [row["prompt_id"] for part in parts for row in part]
+
+
+def test_the_world_has_as_many_prompts_for_iterations_as_the_check_of_a_config_allows():
+    assert len(world.prompts("iteration", WORLD_PROMPTS, 1)) == WORLD_PROMPTS
+
+
+def test_a_split_of_one_set_has_no_second(tmp_path, capsys):
+    given = {"kind": "world", "split": "evaluation", "size": 5, "seed": 4, "number": 2}
     assert make(tmp_path, given)[0] == 2
-    assert message in capsys.readouterr().out
+    assert "number = 2: the world has one evaluation set\nHint: ask for number 1." in capsys.readouterr().out
+
+
+def test_more_prompts_than_the_world_has_exit_2_with_a_hint(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(world, "NAMES", ["Ada"])
+    monkeypatch.setattr(world, "SURNAMES", ["Abel"])
+    given = {"kind": "world", "split": "iteration", "size": 50, "seed": 4}
+    assert make(tmp_path, given | {"number": 1})[0] == 0
+    assert make(tmp_path, given | {"number": 2})[0] == 2
+    said = capsys.readouterr().out
+    assert "the world cannot make these prompts: split 'iteration' supplied only " in said
+    assert " of 100 prompts. Hint: ask for fewer prompts" in said

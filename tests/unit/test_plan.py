@@ -78,7 +78,7 @@ def test_iteration_1_lies_beneath_the_sft_policy_and_iteration_n_beneath_the_one
 
 
 def test_shards_are_fixed_blocks_and_the_last_may_be_short():
-    for shard_prompts, shards in ((500, [0]), (499, [0, 1]), (200, [0, 1, 2]), (1000, [0])):
+    for shard_prompts, shards in ((750, [0]), (749, [0, 1]), (300, [0, 1, 2]), (1000, [0])):
         p = plan(lambda config, size=shard_prompts: config["prompts"]["requests"].update(shard_prompts=size))
         assert p.shards("requests-2") == shards
     assert main_run().rollouts("sft/tiny", "best_of_8", "requests-1") == [f"{FIRST}/0.parquet"]
@@ -207,7 +207,7 @@ def test_a_target_ends_at_its_stage(name, n, last, absent):
 
 def test_all_is_the_report_and_every_policy():
     files = plan().target("all")
-    for run, iterations in (("main", 3), ("offline", 1), ("offline_1500", 1), ("raft", 1)):
+    for run, iterations in (("main", 3), ("once", 1), ("offline", 1), ("raft", 1)):
         for n in range(1, iterations + 1):
             assert f"{T}/runs/{run}/iter{n}/policy.sha256" in files
             assert f"{T}/runs/{run}/iter{n}/eval/heldout.parquet" in files
@@ -253,16 +253,16 @@ def test_an_iteration_out_of_range_is_refused_with_the_range(name, n):
 
 
 def test_a_shard_out_of_range_is_refused_with_the_range():
-    p = plan(lambda config: config["prompts"]["requests"].update(shard_prompts=200))
+    p = plan(lambda config: config["prompts"]["requests"].update(shard_prompts=300))
     given = {"policy": "sft/tiny", "sampling": "best_of_8", "prompts": "requests-1"}
     shards = [json.loads(settings_of(p, "sample_rollouts", shard=shard, **given)) for shard in "012"]
-    assert [(shard["first"], shard["prompts"]) for shard in shards] == [(0, 200), (200, 200), (400, 100)]
+    assert [(shard["first"], shard["prompts"]) for shard in shards] == [(0, 300), (300, 300), (600, 150)]
     with pytest.raises(ConfigError, match=r"'requests-1' has shards 0 to 2; there is no shard 3\. Hint: "):
         settings_of(p, "sample_rollouts", shard="3", **given)
 
 
 def test_an_unknown_run_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"'mian' is not in the config\. Hint: it has main, offline"):
+    with pytest.raises(ConfigError, match=r"'mian' is not in the config\. Hint: it has main, once, offline"):
         plan().run("mian", 1)
 
 
@@ -292,7 +292,7 @@ def test_the_inputs_of_every_artifact_of_all_are_in_all_too():
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_all", "tiny_offline_1500_iter1_policy", "smollm2_135m_cpu_all", "llama3_8b_all", "qwen2_5_7b_all"]
+    "name", ["tiny_all", "tiny_offline_iter1_policy", "smollm2_135m_cpu_all", "llama3_8b_all", "qwen2_5_7b_all"]
 )
 def test_every_job_of_the_golden_tables_is_made_by_the_rule_that_the_plan_says(name):
     preset = "config.yaml" if name.startswith("tiny") else f"presets/{name.removesuffix('_all')}.yaml"
@@ -471,8 +471,13 @@ def test_every_stage_has_jobs_in_the_tiny_preset_but_those_of_adopted_and_conver
 
 MAIN = {f"train_dpo runs/main/iter{n}/policy" for n in (1, 2, 3)}
 SAMPLED = {
-    f"sample_rollouts {policy}/rollouts/best_of_8/requests-{n}/0"
-    for n, policy in ((1, "sft/tiny"), (2, "runs/main/iter1"), (3, "runs/main/iter2"))
+    f"sample_rollouts {policy}/rollouts/best_of_8/{prompts}/0"
+    for policy, prompts in (
+        ("sft/tiny", "requests-1"),
+        ("sft/tiny", "all_requests-1"),
+        ("runs/main/iter1", "requests-2"),
+        ("runs/main/iter2", "requests-3"),
+    )
 }
 
 
@@ -501,8 +506,8 @@ SAMPLED = {
             put("datasets", "annotations", "size", 4000), {"curate_data data/annotations.parquet"}, id="data set's size"
         ),
         pytest.param(
-            put("pairings", "as_given_1500", "size", 1400),
-            {"select_pairs data/annotations/pairs/as_given_1500.parquet"},
+            put("pairings", "as_given", "size", 1400),
+            {"select_pairs data/annotations/pairs/as_given.parquet"},
             id="size of curated pairs",
         ),
         pytest.param(
@@ -523,9 +528,9 @@ def test_a_setting_changes_exactly_these_jobs(change, expected):
         (put("evaluation", "heldout", "confidence", 0.9), {"evaluate"}),
         (put("samplings", "evaluation", "top_p", 0.9), {"sample_rollouts"}),
         # The set is the same, and so is its table; which of its rows a shard holds is a setting of who reads them.
-        (put("prompts", "requests", "shard_prompts", 600), set()),
+        (put("prompts", "requests", "shard_prompts", 800), set()),
         (put("prompts", "requests", "shard_prompts", 400), {"sample_rollouts"}),
-        (put("prompts", "requests", "size", 501), {"make_prompts", "sample_rollouts"}),
+        (put("prompts", "requests", "size", 751), {"make_prompts", "sample_rollouts"}),
         (put("runs", "main", "start", "sft"), {"train_dpo"}),
         (put("samplings", "unused", {"k": 3}), set()),
         (put("run", "raft"), set()),

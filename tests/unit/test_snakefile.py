@@ -296,4 +296,4 @@ def test_a_constraint_of_names_matches_these_and_nothing_else(common):
     ]
     assert re.search(wiring.only([]), "main") is None
     assert common.made_by("train_reward") == {"reward": "bt"}
-    assert common.made_by("train_dpo") == {"run": "main|offline|offline_1500"}
+    assert common.made_by("train_dpo") == {"run": "main|once|offline"}

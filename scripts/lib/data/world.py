@@ -35,11 +35,8 @@ DEFAULT_OPENING, DEFAULT_ENDING, DEFAULT_JOINER = "okay", "done", "and"
 
 WORD_COST = 0.02
 """Gold lost per word that no request asked for."""
-MAX_ITERATIONS = 10
 _HELD_OUT_SPLITS = ("evaluation", "validation", "probe")
-_SHARES = {"base": 8, "sft": 5, "reward": 12, "reward_heldout": 2} | {
-    f"iter{i}": 3 for i in range(1, MAX_ITERATIONS + 1)
-}
+_SHARES = {"base": 8, "sft": 5, "reward": 12, "reward_heldout": 2, "iteration": 30}
 _BUCKETS = tuple(name for name, share in _SHARES.items() for _ in range(share))
 
 _PHRASES = {
@@ -78,8 +75,8 @@ def split_of(content: str, requests: Requests) -> str:
 def prompts(split: str, n: int, seed: int) -> list[dict[str, object]]:
     """n distinct prompts of a split: {"content": the user's message, "requests": Requests}.
 
-    Splits are base, sft, reward, reward_heldout, iter1 .. iter10 and, with combinations of
-    requests that no other split contains, evaluation, validation and probe.
+    Splits are base, sft, reward, reward_heldout, iteration and, with combinations of requests that
+    no other split contains, evaluation, validation and probe. The first prompts of n + 1 are those of n.
     """
     if split not in _SHARES and split not in _HELD_OUT_SPLITS:
         raise ValueError(f"unknown split {split!r}. Hint: use one of {', '.join([*_SHARES, *_HELD_OUT_SPLITS])}.")

@@ -102,7 +102,7 @@ class PromptsWorld(Block):
 
     kind: Literal["world"] = Field(description="Made here.")
     split: Literal["iteration", "validation", "evaluation"] = Field(
-        description="Which of the world's disjoint prompt splits; `iteration` gives every SET-N its own prompts."
+        description="Which of the world's disjoint prompt splits; SET-N is the Nth slice of `iteration`."
     )
     size: PromptSize
     shard_prompts: ShardPrompts = 1000

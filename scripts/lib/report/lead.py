@@ -1,9 +1,10 @@
-"""What was learnt, in one paragraph: the numbers of the longest run in full, the other runs' ends beside it."""
+"""What was learnt, in one paragraph: the numbers of the longest run, and its end against the ends of the others."""
 
 from typing import NamedTuple
 
+from scripts.lib.data import stats
 from scripts.lib.report.format import Interval, Shown, interval, nats, percent, signed, title
-from scripts.lib.report.read import LOG_RATIO, Benchmark, Facts
+from scripts.lib.report.read import LOG_RATIO, Benchmark, Facts, Run
 
 
 class Move(NamedTuple):
@@ -12,6 +13,19 @@ class Move(NamedTuple):
     labeller: str
     start: Shown
     end: Shown
+
+
+class Comparison(NamedTuple):
+    """The longest run's end against another run's: the paired difference over prompts and what its interval tells.
+
+    `prompts` is None where both ends answered the same prompts, otherwise the number of those that both answered.
+    """
+
+    run: str
+    end: Shown
+    gap: Shown
+    verdict: str
+    prompts: int | None
 
 
 class Lead(NamedTuple):
@@ -34,7 +48,7 @@ class Lead(NamedTuple):
     proxies: list[Move]
     distance: Shown | None
     greedy: Move | None
-    others: list[tuple[str, Shown]]
+    comparisons: list[Comparison]
 
 
 def of(facts: Facts, benchmark: Benchmark) -> Lead:
@@ -65,7 +79,24 @@ def of(facts: Facts, benchmark: Benchmark) -> Lead:
         proxies=[move(name, mode) for name in benchmark.labellers[1:2]],
         distance=interval(end["kl"], nats) if benchmark.distance != LOG_RATIO else None,
         greedy=move(labeller, "greedy") if benchmark.modes[1:] else None,
-        others=[(other.name, interval(rewards(other.policies[-1]))) for other in facts.runs[1:]],
+        comparisons=[_comparison(benchmark, run.policies[-1], other) for other in facts.runs[1:]],
+    )
+
+
+def _comparison(benchmark: Benchmark, ours: str, other: Run) -> Comparison:
+    """A policy against another run's end, by the first labeller in the first mode."""
+    theirs, mode, labeller = other.policies[-1], benchmark.modes[0], benchmark.labellers[0]
+    mine, others = (benchmark.per_prompt(policy, mode, labeller) for policy in (ours, theirs))
+    both = sorted(mine.keys() & others.keys())
+    settings = benchmark.manifests[ours]["settings"]
+    gaps = [mine[prompt] - others[prompt] for prompt in both]
+    gap = stats.interval(gaps, settings["confidence"], settings["resamples"], settings["seed"])
+    return Comparison(
+        run=other.name,
+        end=interval(benchmark.summary(theirs, mode)["rewards"][labeller]),
+        gap=interval(gap, signed),
+        verdict="above" if gap["low"] > 0 else "below" if gap["high"] < 0 else "not clearly apart from",
+        prompts=len(both) if mine.keys() != others.keys() else None,
     )
 
 

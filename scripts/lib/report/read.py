@@ -1,11 +1,14 @@
 """From manifests and tables to facts: which runs and policies there are, and what was measured of each."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import polars as pl
 
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.evaluation import EVALUATION
@@ -48,6 +51,15 @@ class Benchmark:
         """The manifest's numbers of one policy in one mode."""
         summary: dict[str, Any] = self.manifests[policy]["metrics"][mode]
         return summary
+
+    def per_prompt(self, policy: str, mode: str, labeller: str) -> dict[str, float]:
+        """Mean reward of a policy's responses to each prompt in one mode, from its table."""
+        rows = tables.read_table(self.tables[policy], EVALUATION)
+        drawn = rows.filter((pl.col("temperature") > 0) == (mode == "sampled"))
+        rewards: dict[str, list[float]] = {}
+        for prompt, values in drawn.select("prompt_id", "rewards").iter_rows():
+            rewards.setdefault(prompt, []).append(json.loads(values)[labeller])
+        return {prompt: sum(values) / len(values) for prompt, values in rewards.items()}
 
     @property
     def modes(self) -> list[str]:
