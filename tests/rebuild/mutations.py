@@ -235,6 +235,7 @@ NOT_RUN = {
     *(f"scripts/{tool}.py" for tool in ("audit_results", "build_in_phases", "lineage")),
     *(f"scripts/{tool}.py" for tool in ("prune_weights", "show_plan", "verify_results", "write_reference")),
     "scripts/lib/data/hub.py",
+    "scripts/lib/data/packages.py",
     "scripts/lib/data/shapes.py",
     *(f"scripts/lib/data/adapters/{name}.py" for name in ("auto", "general", "nectar")),
 }

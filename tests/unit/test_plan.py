@@ -714,7 +714,10 @@ def test_how_many_prompts_a_shard_has_changes_nothing_that_is_fetched_or_read():
 
 def test_a_source_without_files_is_refused_with_its_key(tmp_path):
     block = {"kind": "files", "type": "preferences", "path": str(tmp_path), "pattern": "*.jsonl"}
-    with pytest.raises(ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'\. Hint: "):
+    (tmp_path / "rows.json").touch()
+    with pytest.raises(
+        ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'; it has rows\.json\. "
+    ):
         settings_of(plan(put("datasets", "local", block)), "curate_data", dataset="local")
 
 
