@@ -26,7 +26,7 @@ import sys
 
 from snakemake import cli
 
-from scripts.lib.planning import command_line, given, paths, plan
+from scripts.lib.planning import command_line, given, paths, plan, unused
 from scripts.lib.planning import config as configuration
 from scripts.lib.stage import errors
 
@@ -47,7 +47,8 @@ except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
 if workflow.is_main_process:
     line = given.introduction(PLAN.config, said.configfiles, said.config)
-    print(line, file=sys.stderr)
+    own = configuration.own(said.configfiles, said.config)
+    print(line, *unused.unused(PLAN.config, own), sep="\n", file=sys.stderr)
 if workflow.is_main_process and (unpinned := PLAN.unpinned()):
     print(
         f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",

@@ -14,6 +14,7 @@ from scripts.lib.planning import config, explain
 from scripts.lib.planning.forecast import Forecast
 from scripts.lib.planning.given import introduction
 from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.unused import unused
 from scripts.lib.stage.errors import ConfigError
 
 
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         print("--quiet: a quiet dry run does not name its jobs.\nHint: leave the option out.", file=sys.stderr)
         return 2
     jobs, plan = explain.planned(dry_run.stdout), _plan(options)
-    print(introduction(plan.config, options.configfile, _said(options)), file=sys.stderr)
+    files, said = options.configfile, _said(options)
+    lines = [introduction(plan.config, files, said), *unused(plan.config, config.own(files, said))]
+    print(*lines, sep="\n", file=sys.stderr)
     targets = []
     for target in options.targets or ["all"]:
         with contextlib.suppress(ConfigError):  # a target without artifacts shares none

@@ -289,7 +289,7 @@ overlays(
         "a prompt set that nothing uses": "prompts: {spare: {kind: world, split: validation, size: 9}}",
         "a base that nothing uses": "bases: {spare: {kind: world}}",
         "an SFT policy that nothing uses": "sft: {spare: {kind: train, base: world, dataset: demonstrations}}",
-        "a sampling that nothing uses": "samplings: {best_of_8_mixed: {k: 4}}",
+        "a sampling that nothing uses": "samplings: {best_of_8_mixed: {k: 4, max_new_tokens: 32}}",
         "a pairing that nothing uses": "pairings: {spare: {strategy: max_max}}",
         "a reward that nothing uses": "rewards: {spare: {kind: bt, init: sft/tiny, dataset: annotations, "
         "heldout: annotations_heldout}}",
@@ -410,7 +410,8 @@ TABLE["another sampling in iteration 2"] = Mutation(
         f"build_pairs {MIXED}/pairs/bt/best_worst.parquet",
         f"score_reference {MIXED}/pairs/bt/best_worst/reference/sft/tiny.parquet",
     },
-    overlay="runs: {main: {each: {2: {sampling: best_of_8_mixed}}}}",
+    overlay="samplings: {best_of_8_mixed: {temperatures: [1.0, 0.7], max_prompt_tokens: 64, max_new_tokens: 32}}\n"
+    "runs: {main: {each: {2: {sampling: best_of_8_mixed}}}}",
 )
 
 # Blocks of another size are other files with other rows in them: their rollouts are sampled again.

@@ -10,6 +10,7 @@ from snakemake import cli
 
 from scripts.lib.planning import command_line, config, given
 from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.unused import unused
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import Complaints, ConfigError
 from tests.conftest import run
@@ -242,6 +243,69 @@ def test_targets_that_are_known_are_not_refused():
     command_line.check_targets(cli, ["sft", "-R", "train_dpo", "results/tiny/report.html"], PLAN, RULES)
 
 
+# What decides nothing is warned of
+
+UNUSED = {
+    "samplings: {best_of8: {k: 4, max_new_tokens: 32}}": ("samplings.best_of8: nothing", "did you mean best_of_8?"),
+    "pairings: {best_wrst: {}}": ("pairings.best_wrst: nothing uses it", "did you mean best_worst?"),
+    "pairings: {zzz: {}}": ("pairings.zzz: nothing uses it", "name it somewhere"),
+    "bases: {big: {kind: world}}": ("bases.big: nothing uses it", "Hint: "),
+    "datasets: {demonstration: {kind: world, type: conversations, split: sft, size: 9}}": (
+        "datasets.demonstration: nothing uses it",
+        "did you mean demonstrations?",
+    ),
+    "prompts: {request: {kind: world, split: iteration, size: 9}}": ("prompts.request: ", "did you mean requests?"),
+    "sft: {spare: {kind: adopt, base: world}}": ("sft.spare: nothing uses it", "Hint: "),
+    "rewards: {golden: {kind: verifier, verifier: world_gold}}": ("rewards.golden: ", "did you mean gold?"),
+    "runs: {main: {raft: {seed: 3}}}": ("runs.main.raft: decides nothing", "method is dpo"),
+    "runs: {main: {each: {2: {raft: {seed: 3}}}}}": ("runs.main.overrides.2.raft: decides nothing", "method is dpo"),
+    "runs: {raft: {pairing: best_worst}}": ("runs.raft.pairing: decides nothing", "method is raft"),
+    "runs: {raft: {dpo: {beta: 1}}}": ("runs.raft.dpo: decides nothing", "method is raft"),
+    "runs: {raft: {reference: previous}}": ("runs.raft.reference: decides nothing", "method is raft"),
+    "runs: {raft: {mix: [{dataset: annotations, pairing: as_given}]}}": ("runs.raft.mix: decides", "method is raft"),
+    "runs: {offline: {sampling: best_of_8}}": ("runs.offline.sampling: decides nothing", "no prompts to sample on"),
+    "runs: {offline: {train_on: all}}": ("runs.offline.train_on: decides nothing", "no prompts to sample on"),
+    "pairings: {best_worst: {chosen_quantile: 0.9}}": ("pairings.best_worst.chosen_quantile: ", "strategy is max_min"),
+}
+
+
+def warnings(path):
+    return unused(config.load(path), config.own([path], {}))
+
+
+@pytest.mark.parametrize("overlay", UNUSED)
+def test_what_decides_nothing_is_warned_of(tmp_path, overlay):
+    path = tmp_path / "mine.yaml"
+    path.write_text(overlay)
+    (line,) = warnings(path)
+    start, word = UNUSED[overlay]
+    assert line.startswith(start)
+    assert word in line
+    assert ". Hint: " in line
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        "runs: {main: {method: raft, raft: {max_length: 128, batch_size: 32}}}",  # dpo is the preset's
+        "runs: {main: {sampling: evaluation}, raft: {sampling: evaluation}}",
+        "samplings: {mine: {max_new_tokens: 9, max_prompt_tokens: 9}}\nruns: {main: {each: {2: {sampling: mine}}}}",
+        "pairings: {best_worst: {strategy: quantile, chosen_quantile: 0.9}}",
+        "runs: {raft: {mix: []}}",
+    ],
+)
+def test_what_is_used_is_not(tmp_path, overlay):
+    path = tmp_path / "mine.yaml"
+    path.write_text(overlay)
+    assert warnings(path) == []
+
+
+@pytest.mark.parametrize("name", given.presets())
+def test_every_shipped_preset_uses_all_that_it_says(name):
+    path = given.presets()[name]
+    assert unused(config.load(path), given.read(path, Complaints())) == []
+
+
 # What the person at the terminal sees
 
 
@@ -261,12 +325,13 @@ def test_snakemake_refuses_bad_files_before_it_reads_them(checkout, tmp_path):
 
 def test_snakemake_refuses_unknown_targets_and_missing_sources_and_says_what_it_is_about(checkout, tmp_path):
     overlay = tmp_path / "hh.yaml"
-    overlay.write_text("seed: 3\n")
+    overlay.write_text("samplings: {best_of4: {}}\n")
     given_files = ("--configfile", "config/presets/smollm2_135m_cpu.yaml", str(overlay))
     done = run(checkout, "snakemake", "-n", "iter7_policy", *given_files, check=False)
     assert (
         f"preset smollm2_135m_cpu, overlays {overlay}; run main; results in results/smollm2_135m_cpu\n" in done.stderr
     )
+    assert "\nsamplings.best_of4: nothing uses it. Hint: did you mean best_of_4?\n" in done.stderr
     assert "  - target iter7_policy: run 'main' has iterations 1 to 3; there is no iteration 7. Hint: " in done.stdout
     done = run(checkout, "snakemake", "-n", "iter3_policy", *given_files, check=False)
     keys = re.findall(r"^  - (\S+) = 'data/hh_rlhf': no such file or folder\. Hint: ", done.stdout, flags=re.MULTILINE)

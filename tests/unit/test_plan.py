@@ -140,9 +140,9 @@ def test_raft_trains_on_rollouts_and_rewards():
 
 
 def test_an_iteration_may_name_its_own_reward_and_sampling():
-    p = main_run(overrides={"2": {"reward": "gold", "sampling": "best_of_8_mixed"}})
+    p = main_run(overrides={"2": {"reward": "gold", "sampling": "evaluation"}})
     assert p.pairs_of("main", 1) == f"{FIRST}/pairs/bt/best_worst.parquet"
-    second = SECOND.replace("best_of_8", "best_of_8_mixed")
+    second = SECOND.replace("best_of_8", "evaluation")
     assert p.pairs_of("main", 2) == f"{second}/pairs/gold/best_worst.parquet"
 
 

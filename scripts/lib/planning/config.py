@@ -5,6 +5,7 @@ before it has passed. The module imports neither torch nor Snakemake, so that a 
 """
 
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def load(*paths: Path, said: Given | None = None) -> Config:
         merged = merge(_read(TINY, wrong), merged)
     wrong.raise_if_any("config")
     return resolve(merged)
+
+
+def own(paths: Iterable[Path], said: Given) -> Given:
+    """What a person's own files and --config say together, without the presets that the project ships."""
+    merged: Given = {}
+    shipped = {path.resolve() for path in presets().values()}
+    for path in paths:
+        if path.resolve() not in shipped:
+            merged = merge(merged, _read(path, Complaints(), quiet=True))
+    return merge(merged, _modern(dict(said), quiet=True))
 
 
 def merge(below: Given, above: Given) -> Given:
