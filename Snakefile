@@ -26,8 +26,11 @@ import atexit
 import os
 import sys
 
+from snakemake import cli
+
+from scripts.lib.planning import command_line, environment, failures, given
 from scripts.lib.planning import config as configuration
-from scripts.lib.planning import environment, failures, paths, plan, replaced
+from scripts.lib.planning import paths, plan, replaced, unused
 from scripts.lib.stage import errors
 
 # What we start reads and writes UTF-8, whatever the locale, and finds the interpreter that runs this.
@@ -41,11 +44,18 @@ if "preset" not in config and "extends" not in config:
 
 # A job's own Snakemake reads all this again, with the same configuration: notices and the forecast are for the first.
 try:
+    if workflow.is_main_process:
+        said = workflow.config_settings
+        command_line.check(cli, command_line.words(), said.configfiles)
     PLAN = plan.Plan(configuration.resolve(config, quiet=not workflow.is_main_process))
     if workflow.is_main_process:
         configuration.check_memory(PLAN.config)
 except errors.ConfigError as error:
     raise WorkflowError(str(error)) from None
+if workflow.is_main_process:
+    line = given.introduction(PLAN.config, said.configfiles, said.config)
+    own = configuration.own(said.configfiles, said.config)
+    print(line, *unused.unused(PLAN.config, own), sep="\n", file=sys.stderr)
 if workflow.is_main_process and (unpinned := PLAN.unpinned()):
     print(
         f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",
@@ -84,6 +94,11 @@ include: "rules/targets.smk"
 
 
 planned(wiring.check, PLAN, wired())
+if workflow.is_main_process:
+    words = command_line.words()
+    known = {each.name: each.has_wildcards() for each in workflow.rules}
+    planned(command_line.check_targets, cli, words, PLAN, known)
+    planned(present.check, PLAN, command_line.artifacts(cli, words, PLAN))
 
 
 # What is planned may be looked at without any environment; a build is refused before its first job.

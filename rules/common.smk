@@ -6,7 +6,7 @@
 import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, paths, wiring
+from scripts.lib.planning import cluster, paths, present, wiring
 from scripts.lib.planning.cards import CARDS
 from scripts.lib.stage.artifact import canonical_json
 
@@ -49,8 +49,14 @@ if "site" in NAMED:
 
 
 def unready(artifacts):
-    """What is wrong with the interpreters that making these artifacts would start."""
-    return cluster.unready(PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA)
+    """What is wrong with the interpreters that making these artifacts would start, and what packages they lack."""
+    lines = cluster.unready(
+        PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA
+    )
+    elsewhere = CONDA or (SITE or {}).get(
+        "train_python"
+    )  # another environment's packages
+    return lines + ([] if elsewhere else present.missing_packages(PLAN, artifacts))
 
 
 def ready(artifacts):

@@ -34,14 +34,3 @@ for n in range(1, PLAN.iterations + 1):
                 f"iter{n}_{stage}"
             input:
                 lambda wildcards, n=n, stage=stage: planned(PLAN.target, stage, n),
-
-
-# Anything else that looks like such a target is out of range; the plan says so.
-rule no_such_iteration:
-    input:
-        lambda wildcards: planned(PLAN.target, wildcards.stage, int(wildcards.n)),
-    output:
-        touch("iter{n}_{stage}"),
-    wildcard_constraints:
-        n="[0-9]+",
-        stage=wiring.only([*STAGES, "weights"]),

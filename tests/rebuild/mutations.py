@@ -236,6 +236,7 @@ NOT_RUN = {
     *(f"scripts/{tool}.py" for tool in ("audit_results", "build_in_phases", "lineage")),
     *(f"scripts/{tool}.py" for tool in ("prune_weights", "show_plan", "verify_results", "write_reference")),
     "scripts/lib/data/hub.py",
+    "scripts/lib/data/packages.py",
     "scripts/lib/data/shapes.py",
     *(f"scripts/lib/data/adapters/{name}.py" for name in ("auto", "general", "nectar")),
 }
@@ -289,7 +290,7 @@ overlays(
         "a prompt set that nothing uses": "prompts: {spare: {kind: world, split: validation, size: 9}}",
         "a base that nothing uses": "bases: {spare: {kind: world}}",
         "an SFT policy that nothing uses": "sft: {spare: {kind: train, base: world, dataset: demonstrations}}",
-        "a sampling that nothing uses": "samplings: {best_of_8_mixed: {k: 4}}",
+        "a sampling that nothing uses": "samplings: {best_of_8_mixed: {k: 4, max_new_tokens: 32}}",
         "a pairing that nothing uses": "pairings: {spare: {strategy: max_max}}",
         "a reward that nothing uses": "rewards: {spare: {kind: bt, init: sft/tiny, dataset: annotations, "
         "heldout: annotations_heldout}}",
@@ -412,7 +413,8 @@ TABLE["another sampling in iteration 2"] = Mutation(
         f"build_pairs {MIXED}/pairs/bt/best_worst.parquet",
         f"score_reference {MIXED}/pairs/bt/best_worst/reference/sft/tiny.parquet",
     },
-    overlay="runs: {main: {each: {2: {sampling: best_of_8_mixed}}}}",
+    overlay="samplings: {best_of_8_mixed: {temperatures: [1.0, 0.7], max_prompt_tokens: 64, max_new_tokens: 32}}\n"
+    "runs: {main: {each: {2: {sampling: best_of_8_mixed}}}}",
 )
 
 # Blocks of another size are other files with other rows in them: their rollouts are sampled again.

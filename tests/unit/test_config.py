@@ -15,6 +15,7 @@ from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.schema import schema
 from scripts.lib.planning import cluster
 from scripts.lib.planning import config as configuration
+from scripts.lib.planning import given as files
 from scripts.lib.planning.config import load, merge, resolve
 from scripts.lib.planning.plan import Plan
 from scripts.lib.stage.artifact import canonical_json
@@ -415,7 +416,7 @@ MISTAKES += [
         "evaluation.test.prompts",
         "training uses prompts of prompts.asks",
     ),
-    (given(extends="lama3_8b"), "extends", "no such file in config/presets. Hint: did you mean llama3_8b"),
+    (given(extends="lama3_8b"), "extends", "no such preset. Hint: did you mean llama3_8b"),
 ]
 
 
@@ -757,7 +758,7 @@ def test_without_a_preset_of_its_own_it_keeps_the_name_and_overlays_come_last(tm
 def test_presets_that_extend_each_other_are_refused(tmp_path, monkeypatch):
     for one, other in (("one", "two"), ("two", "one")):
         (tmp_path / f"{one}.yaml").write_text(f"extends: {other}\n")
-    monkeypatch.setattr(configuration, "PRESETS", tmp_path)
+    monkeypatch.setattr(files, "PRESETS", tmp_path)
     assert complaint({"extends": "one"}).startswith("extends = 'one': goes in a circle: one -> two -> one. Hint: ")
 
 

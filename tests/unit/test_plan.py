@@ -140,9 +140,9 @@ def test_raft_trains_on_rollouts_and_rewards():
 
 
 def test_an_iteration_may_name_its_own_reward_and_sampling():
-    p = main_run(overrides={"2": {"reward": "gold", "sampling": "best_of_8_mixed"}})
+    p = main_run(overrides={"2": {"reward": "gold", "sampling": "evaluation"}})
     assert p.pairs_of("main", 1) == f"{FIRST}/pairs/bt/best_worst.parquet"
-    second = SECOND.replace("best_of_8", "best_of_8_mixed")
+    second = SECOND.replace("best_of_8", "evaluation")
     assert p.pairs_of("main", 2) == f"{second}/pairs/gold/best_worst.parquet"
 
 
@@ -719,7 +719,10 @@ def test_how_many_prompts_a_shard_has_changes_nothing_that_is_fetched_or_read():
 
 def test_a_source_without_files_is_refused_with_its_key(tmp_path):
     block = {"kind": "files", "type": "preferences", "path": str(tmp_path), "pattern": "*.jsonl"}
-    with pytest.raises(ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'\. Hint: "):
+    (tmp_path / "rows.json").touch()
+    with pytest.raises(
+        ConfigError, match=r"datasets\.local\.path = .*no file there matches '\*\.jsonl'; it has rows\.json\. "
+    ):
         settings_of(plan(put("datasets", "local", block)), "curate_data", dataset="local")
 
 

@@ -66,7 +66,7 @@ def declared(name: str) -> list[str]:
 
 
 def test_rules_without_a_shell_are_targets_only():
-    targets = {"all", "sft", "reward", "evaluation", "report", "weights", "no_such_iteration"}
+    targets = {"all", "sft", "reward", "evaluation", "report", "weights"}
     assert set(PLAIN) - set(TOOLS) == targets
 
 

@@ -1,11 +1,13 @@
 """Local files that enter the workflow from outside: how they are found, and digests of their bytes."""
 
+import difflib
 import os
 from pathlib import Path
 
 from scripts.lib.stage.digest import ROOT, file_sha256
 from scripts.lib.stage.errors import ConfigError, InputError
 
+LISTED = 5  # of a folder's files, in a message
 DATA = (".jsonl", ".parquet")
 TEMPLATES = ROOT / "config" / "templates"  # our chat templates
 
@@ -25,11 +27,21 @@ def files(path: str, pattern: str, key: str) -> list[Path]:
     if not Path(path).is_absolute():
         matching = [Path(os.path.relpath(file, ROOT)) for file in matching]
     if not matching:
-        raise ConfigError(
-            f"{key} = {path!r}: no file there matches {pattern!r}. "
-            f"Hint: put the data there, or name its folder in an overlay given by --configfile."
-        )
+        raise ConfigError(f"{key} = {path!r}: {_why_none(ROOT / path, pattern)}")
     return matching
+
+
+def _why_none(place: Path, pattern: str) -> str:
+    """Why a place holds no file of a source, and what to do."""
+    if not place.exists():
+        near = difflib.get_close_matches(place.name, [each.name for each in place.parent.glob("*")], n=1)
+        hint = f"did you mean {near[0]}?" if near else "put the data there, or name its folder in an overlay."
+        return f"no such file or folder. Hint: {hint}"
+    there = sorted(each.relative_to(place).as_posix() for each in place.rglob("*") if each.is_file())
+    if not there:
+        return "the folder is empty. Hint: put the data there, or name its folder in an overlay."
+    listed = ", ".join(there[:LISTED]) + (f" and {len(there) - LISTED} more" if len(there) > LISTED else "")
+    return f"no file there matches {pattern!r}; it has {listed}. Hint: set `pattern` to match the files to read."
 
 
 def is_data(name: str) -> bool:

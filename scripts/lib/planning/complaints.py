@@ -4,6 +4,8 @@ pydantic validates, this module only translates: it follows an error's place thr
 which holds the name, the description and the allowed values of every key.
 """
 
+import difflib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -17,6 +19,16 @@ LIMITS = {
     "greater_than_equal": ("must be at least", "ge"),
     "less_than": ("must be less than", "lt"),
     "less_than_equal": ("must be at most", "le"),
+}
+
+
+# How YAML writes a value of a type.
+WRITTEN = {
+    "number": "a number such as 0.5 or 2e-4. ",
+    "integer": "a number such as 8. ",
+    "boolean": "true or false. ",
+    "object": "keys and values. ",
+    "array": "a list such as [1, 2]. ",
 }
 
 
@@ -82,7 +94,7 @@ def _complain(place: Place, error: str, value: Any, context: dict[str, Any], tex
     if error == "extra_forbidden" and (renamed := _renamed(key)):
         complaints.add(key, None, f"is now called {renamed}, which is given too", f"keep {renamed} only.")
     elif error == "extra_forbidden":
-        complaints.unknown(key, None, "unknown key", rule["properties"])
+        _unknown_key(key, rule, complaints)
     elif error == "missing":
         complaints.add(key, None, "missing", hint)
     elif "known" in context:
@@ -100,7 +112,7 @@ def _complain(place: Place, error: str, value: Any, context: dict[str, Any], tex
         complaints.unknown(key, value, f"must be one of {', '.join(values(rule))}", values(rule))
     elif error in LIMITS:
         words, limit = LIMITS[error]
-        complaints.add(key, value, f"{words} {context[limit]:g}", hint)
+        complaints.add(key, value, f"{words} {_number(context[limit])}", hint)
     elif error == "finite_number":
         complaints.add(key, value, "must be finite", hint)
     elif error == "too_short" and rule["type"] == "object":
@@ -109,8 +121,46 @@ def _complain(place: Place, error: str, value: Any, context: dict[str, Any], tex
         complaints.add(key, value, f"must have at least {context['min_length']} entries", hint)
     elif error == "too_long":
         complaints.add(key, value, f"must have at most {context['max_length']} entries", hint)
+    elif error == "string_too_short":
+        complaints.add(key, value, "is empty", hint)
     else:
-        complaints.add(key, value, f"must be {types(rule)}", hint)
+        written = WRITTEN.get(types(rule).split(" ")[0], "")
+        null = "is null, " if value is None else ""
+        complaints.add(key, value, f"{null}must be {types(rule)}", f"{written}{hint}")
+
+
+def _number(limit: float) -> str:
+    """A limit in full."""
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
+
+
+def _unknown_key(key: str, rule: Rule, complaints: Complaints) -> None:
+    """A key that is known in another block is told where, unless one of this block is spelled almost like it."""
+    name = key.rsplit(".", 1)[-1]
+    places = list(dict.fromkeys(_places(name, schema(), "")))
+    if places and not difflib.get_close_matches(name, rule["properties"], n=1, cutoff=0.8):
+        listed = ", ".join(places[:4]) + (" and others" if len(places) > 4 else "")
+        complaints.add(key, None, "unknown key here", f"{name} is a key of {listed}.")
+    else:
+        complaints.unknown(key, None, "unknown key", rule["properties"])
+
+
+def _places(name: str, rule: Rule, key: str) -> Iterator[str]:
+    """The blocks that have a key, such as runs.NAME.dpo."""
+    rule = resolved(rule)
+    for kind, part in kinds(rule).items():
+        at_the_top = f"{key} (kind: {kind})" if name in part.get("properties", {}) else None
+        yield from [at_the_top] if at_the_top else _places(name, part, key)
+    known = rule.get("properties", {})
+    if name in known:
+        yield key or "the top"
+    below = {f"{key}.{part}" if key else part: known[part] for part in known}
+    if rule.get("type") == "object" and (named := entries(rule)):
+        below[f"{key}.NAME"] = named
+    if "items" in rule:
+        below[f"{key}[N]"] = rule["items"]
+    for place, part in below.items():
+        yield from _places(name, part, place)
 
 
 def _renamed(key: str) -> str | None:

@@ -5,24 +5,19 @@ before it has passed. The module imports neither torch nor Snakemake, so that a 
 """
 
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from scripts.lib.kinds.config import RENAMED, Config
 from scripts.lib.planning import cluster, complaints, fits
 from scripts.lib.planning.checks import Checks
+from scripts.lib.planning.given import TINY, Given, presets, read
 from scripts.lib.planning.plan import Plan
-from scripts.lib.stage.digest import ROOT
-from scripts.lib.stage.errors import Complaints, ConfigError
-
-Given = dict[str, Any]
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML has it: a tenth of a second of every plan
-PRESETS = ROOT / "config" / "presets"
+from scripts.lib.stage.errors import Complaints
 
 
 def resolve(given: Given, quiet: bool = False) -> Config:
@@ -33,16 +28,20 @@ def resolve(given: Given, quiet: bool = False) -> Config:
     """
     wrong = Complaints()
     whole = extended(_modern(given, quiet), wrong, quiet)
+    if "preset" in whole and "runs" not in whole:
+        text = "begins a configuration of its own, which has no `runs`"
+        hint = "to build on a preset, write `extends: tiny` (or another) beside it; `results` alone changes the folder."
+        wrong.add("preset", whole["preset"], text, hint)
+    wrong.raise_if_any("config")
     config: Config | None = None
-    if not wrong:
-        try:
-            config = Config.model_validate(whole, context={"stages": cluster.submitted()})
-        except ValidationError as error:
-            complaints.translate(error, wrong)
+    try:
+        config = Config.model_validate(whole, context={"stages": cluster.submitted()})
+    except ValidationError as error:
+        complaints.translate(error, wrong)
     if config is not None:
         Checks(config, wrong).everything()
-    if wrong or config is None:
-        raise _refusal(wrong)
+    wrong.raise_if_any("config")
+    assert config is not None  # noqa: S101
     return config
 
 
@@ -54,17 +53,10 @@ def check_memory(config: Config) -> None:
     """
     wrong = Complaints()
     fits.check(Plan(config), wrong, mend=config.forecast.refuse)
-    if not wrong:
-        return
     if config.forecast.refuse:
-        raise _refusal(wrong)
+        wrong.raise_if_any("config")
     for complaint in wrong:
         print(f"not refused, because forecast.refuse is false: {complaint}", file=sys.stderr)
-
-
-def _refusal(wrong: Complaints) -> ConfigError:
-    count = f"{len(wrong)} error{'s' * (len(wrong) > 1)}"
-    return ConfigError(f"config: {count}\n" + "\n".join(f"  - {complaint}" for complaint in wrong))
 
 
 def extended(given: Given, wrong: Complaints, quiet: bool = False) -> Given:
@@ -74,15 +66,15 @@ def extended(given: Given, wrong: Complaints, quiet: bool = False) -> Given:
     """
     above, seen = dict(given), list[str]()
     while (name := above.pop("extends", None)) is not None:
-        known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-        if name not in known:
-            wrong.unknown("extends", name, "no such file in config/presets", known)
+        known = presets()
+        if not isinstance(name, str) or name not in known:
+            wrong.unknown("extends", name, "no such preset", known)
         elif name in seen:
             wrong.add("extends", name, f"goes in a circle: {' -> '.join([*seen, name])}", "end it at a whole preset.")
         if wrong:
             return above
         seen.append(name)
-        above = merge(_read(PRESETS / f"{name}.yaml", quiet), above)
+        above = merge(_read(known[name], wrong, quiet), above)
     return above
 
 
@@ -92,12 +84,24 @@ def load(*paths: Path, said: Given | None = None) -> Config:
     `said` is what `--config` says, which comes last. Where none names a preset, all lie over config/config.yaml.
     """
     merged: Given = {}
+    wrong = Complaints()
     for path in paths:
-        merged = merge(merged, _read(path))
+        merged = merge(merged, _read(path, wrong))
     merged = merge(merged, _modern(said or {}))
     if "preset" not in merged and "extends" not in merged:
-        merged = merge(_read(ROOT / "config" / "config.yaml"), merged)
+        merged = merge(_read(TINY, wrong), merged)
+    wrong.raise_if_any("config")
     return resolve(merged)
+
+
+def own(paths: Iterable[Path], said: Given) -> Given:
+    """What a person's own files and --config say together, without the presets that the project ships."""
+    merged: Given = {}
+    shipped = {path.resolve() for path in presets().values()}
+    for path in paths:
+        if path.resolve() not in shipped:
+            merged = merge(merged, _read(path, Complaints(), quiet=True))
+    return merge(merged, _modern(dict(said), quiet=True))
 
 
 def merge(below: Given, above: Given) -> Given:
@@ -109,8 +113,8 @@ def merge(below: Given, above: Given) -> Given:
     return result
 
 
-def _read(path: Path, quiet: bool = False) -> Given:
-    return _modern(yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER) or {}, quiet)  # noqa: S506
+def _read(path: Path, wrong: Complaints, quiet: bool = False) -> Given:
+    return _modern(read(path, wrong), quiet)
 
 
 def _modern(given: Given, quiet: bool = False) -> Given:

@@ -26,3 +26,9 @@ class Complaints(list[str]):
         names = [str(name) for name in known]
         near = difflib.get_close_matches(str(value or key.rsplit(".", 1)[-1]), names, n=1, cutoff=0.5)
         self.add(key, value, text, f"did you mean {near[0]}?" if near else f"known are {', '.join(names) or 'none'}.")
+
+    def raise_if_any(self, of: str) -> None:
+        """Raise ConfigError with every complaint, under a title such as `config: 2 errors`; nothing without any."""
+        if self:
+            count = f"{len(self)} error{'s' * (len(self) > 1)}"
+            raise ConfigError(f"{of}: {count}\n" + "\n".join(f"  - {complaint}" for complaint in self))
