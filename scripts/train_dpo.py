@@ -19,7 +19,7 @@ from scripts.lib.data.engine_gap import engine_gap
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.data.seeds import derive_seed
-from scripts.lib.kinds.runs import TrainDpo
+from scripts.lib.kinds.runs import WHOLE_BATCH, TrainDpo
 from scripts.lib.stage import contract, ranks
 from scripts.lib.stage.errors import InputError
 
@@ -73,8 +73,17 @@ def run(job: contract.Job[TrainDpo]) -> None:
         "max_length": None,
         "disable_dropout": not lora.dropout(settings.lora),
         "precompute_ref_log_probs": True,
+        **training.WITHOUT_ROUTER_LOSS,
     }
     arguments = training.arguments(DPOConfig, job, len(pairs), **trainer_options)
+    at_once = arguments.per_device_train_batch_size
+    if (sorting := sorted(WHOLE_BATCH & set(settings.loss))) and at_once < settings.batch_size:
+        raise InputError(
+            f"loss {' and '.join(sorting)} sorts all {settings.batch_size} rows of a batch, and a forward pass of one "
+            f"of {ranks.count()} processes holds {at_once}.\n"
+            f"Hint: set runtime.train_micro_batch to {settings.batch_size} and train in one process, or take another "
+            "loss."
+        )
     model = loading.load_policy(job.input("start"), **training.model_load_kwargs(job, device))
     trainer = ReferenceDPOTrainer(
         model=model,

@@ -189,6 +189,7 @@ BY_HELPER = {
     "data/schemas/rewards": "score_rollouts verify_rollouts build_pairs train_raft evaluate",
     "data/schemas/rollouts": "sample_rollouts score_rollouts verify_rollouts score_logprobs build_pairs "
     "train_raft evaluate",
+    "models/accumulation": TRAININGS,
     "models/chat": "make_base train_sft train_reward sample_rollouts score_rollouts score_reference train_dpo",
     "models/forward": "train_reward sample_rollouts score_rollouts score_logprobs score_reference train_dpo",
     "models/generation": "sample_rollouts",

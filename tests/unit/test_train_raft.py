@@ -84,13 +84,13 @@ def rows(rollout, tokenizer):
 def test_it_trains_on_the_sampled_ids_of_the_best_and_on_their_response_only(train, rows, monkeypatch):
     seen = []
 
-    class Recording(sft.SFTTrainer):
+    class Recording(sft.TokenMeans):
         def compute_loss(self, model, inputs, *args, **kwargs):
             for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"]):
                 seen.append((ids[mask == 1].tolist(), labels[labels != sft.IGNORED].tolist()))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(sft, "SFTTrainer", Recording)
+    monkeypatch.setattr(sft, "TokenMeans", Recording)
     code, manifest, folder = train(rows, [1.0, 0.0, -1.0, 2.0, 9.0, 9.0])
     best = [rows[0], rows[3]]
     assert code == 0
