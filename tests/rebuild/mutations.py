@@ -169,7 +169,7 @@ BY_HELPER = {
     "data/licences": "curate_data make_prompts",
     "data/responses": "build_pairs train_raft",
     "data/engine_gap": "train_dpo train_raft",
-    "data/rewards": "score_rollouts verify_rollouts",
+    "data/rewards": "score_rollouts verify_rollouts build_pairs train_raft",
     "data/seeds": "sample_rollouts build_pairs train_dpo",
     "data/sources": "curate_data make_prompts",
     "data/stats": "evaluate",
