@@ -47,7 +47,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
     """Train one policy on one or more tables of pairs."""
     from trl import DPOConfig
 
-    from scripts.lib.models import loading, lora, rows, training
+    from scripts.lib.models import loading, lora, policy, rows, training
     from scripts.lib.models.reference import ReferenceDPOTrainer
     from scripts.lib.stage import artifact
 
@@ -111,7 +111,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
         return
     job.metrics |= engine_gap(job)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(pairs)}
-    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, settings.dtype))
+    artifact.write_model(job.output, lambda folder: policy.save(trained, tokenizer, folder, settings.dtype))
     job.note = (
         f"{len(pairs)} pairs, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}, "
         f"implicit reward margin {job.metrics.get('rewards/margins', float('nan')):.2f}"

@@ -195,6 +195,7 @@ BY_HELPER = {
     "models/generation": "sample_rollouts",
     "models/loading": f"make_base {TRAININGS} sample_rollouts score_rollouts score_logprobs score_reference",
     "models/lora": f"make_base {TRAININGS}",
+    "models/policy": "train_sft train_dpo train_raft",
     "models/reference": "train_dpo",
     "models/rows": TRAININGS,
     "models/scoring": "score_rollouts score_logprobs score_reference",

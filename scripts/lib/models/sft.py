@@ -7,7 +7,7 @@ from typing import Any
 from trl import SFTConfig
 
 from scripts.lib.kinds.trainer import Finetuned
-from scripts.lib.models import loading, lora, rows, training
+from scripts.lib.models import loading, lora, policy, rows, training
 from scripts.lib.models.accumulation import IGNORED, TokenMeans
 from scripts.lib.stage import artifact, contract, ranks
 from scripts.lib.stage.errors import InputError
@@ -55,5 +55,5 @@ def fine_tune(
     job.counts |= {"rows_in": len(items), "dropped_too_long": dropped, "rows_trained": len(fitting)}
     if packing:
         job.counts["blocks_trained"] = len(kept)
-    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, job.settings.dtype))
+    artifact.write_model(job.output, lambda folder: policy.save(trained, tokenizer, folder, job.settings.dtype))
     return len(fitting)
