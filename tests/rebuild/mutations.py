@@ -179,7 +179,7 @@ BY_HELPER = {
     "data/tables": WITH_TABLES,
     "data/world": "make_base curate_data make_prompts verify_rollouts",
     "data/schemas/conversations": "curate_data train_sft",
-    "data/schemas/engine_check": "train_dpo train_raft",
+    "data/schemas/engine_check": "train_dpo train_raft evaluate",
     "data/schemas/evaluation": "evaluate build_report",
     "data/schemas/logprobs": "score_logprobs evaluate",
     "data/schemas/pairs": "build_pairs select_pairs score_reference train_dpo",

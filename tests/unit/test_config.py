@@ -350,6 +350,11 @@ MISTAKES = [
     (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
     (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
     (
+        given(samplings__judged__engine="vllm", samplings__judged__check_responses=0),
+        "evaluation.test.sampling",
+        "has engine: vllm and check_responses: 0. Hint: leave check_responses out",
+    ),
+    (
         given(runs__main__dpo__loss=["aot"]),
         "runs.main.dpo.loss = ['aot']",
         "aot sorts all 128 rows of a batch, and a forward pass of one of 1 processes holds 8. "

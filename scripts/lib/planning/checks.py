@@ -205,6 +205,10 @@ class Checks:
         if sampling and not sampling.record_logprobs:
             hint = "the KL to the SFT policy needs them."
             self.wrong.add(f"{key}.sampling", evaluation.sampling, "must have record_logprobs: true", hint)
+        if sampling and sampling.engine != "transformers" and not sampling.check_responses:
+            text = f"has engine: {sampling.engine} and check_responses: 0"
+            hint = "leave check_responses out: the KL takes the trainer's log-probabilities from the check."
+            self.wrong.add(f"{key}.sampling", evaluation.sampling, text, hint)
         for base in dict.fromkeys(self._base_of(run.sft) for run in self.config.runs.values()):
             self._sampled_within(f"{key}.sampling", evaluation.sampling, base)
         for reward in evaluation.rewards:
