@@ -1,4 +1,8 @@
-"""Adopts a base model that is already instruction-tuned as the SFT policy: copies its files unchanged."""
+"""Adopts a base model that is already instruction-tuned as the SFT policy.
+
+Its files are copied unchanged but for generation_config.json, which gets the tokens that end a turn
+(scripts/lib/models/policy.py).
+"""
 
 import shutil
 import sys
@@ -10,9 +14,11 @@ from scripts.lib.stage import artifact, contract
 
 def run(job: contract.Job[AdoptSft]) -> None:
     """Copy the base model's folder; its digests were verified when the stage started."""
+    from scripts.lib.models import policy
 
     def copy(folder: Path) -> None:
         shutil.copytree(job.input("base"), folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        policy.settle(folder)
 
     artifact.write_model(job.output, copy)
     job.counts = {"files": sum(file.is_file() for file in job.output.rglob("*"))}

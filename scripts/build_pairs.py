@@ -1,8 +1,9 @@
 """Preference pairs from K responses per prompt: which is chosen and which rejected (paper, section 3.3).
 
 The penalised reward, reward − length_penalty · length (equation 9), decides both ranks and orientation, so a response
-with the higher penalised reward is never the rejected one. A truncated response is never chosen. A response whose text
-does not round-trip through the tokenizer is in no pair. Ties and identical texts are dropped and counted.
+with the higher penalised reward is never the rejected one. A truncated response is never chosen, nor is one without
+words; both may be rejected. A response whose text does not round-trip through the tokenizer is in no pair. Ties and
+identical texts are dropped and counted.
 """
 
 import random
@@ -12,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from scripts.lib.data import tables
-from scripts.lib.data.responses import candidates, joined
+from scripts.lib.data.responses import candidates, joined, unfit
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.seeds import derive_seed
 from scripts.lib.kinds.pairing import BuildPairs
@@ -38,22 +39,22 @@ def choose(rows: list[Row], settings: BuildPairs) -> tuple[Row, Row] | str:
     if not rows:
         return "none_trainable"
     ranked = sorted(rows, key=lambda row: (-row["score"], row["k"]))
-    complete = [row for row in ranked if row["finish_reason"] == "stop"]
-    if not complete:
-        return "all_truncated"
+    fit = [row for row in ranked if not unfit(row)]
+    if not fit:
+        return "all_empty" if "empty" in map(unfit, ranked) else "all_truncated"
     if len(ranked) < 2:
         return "single_response"
     last = len(ranked) - 1
     if settings.strategy == "quantile":
         wanted = round((1 - settings.chosen_quantile) * last)
-        chosen = min(complete, key=lambda row: (abs(ranked.index(row) - wanted), ranked.index(row)))
+        chosen = min(fit, key=lambda row: (abs(ranked.index(row) - wanted), ranked.index(row)))
         rejected = ranked[round((1 - settings.rejected_quantile) * last)]
     else:
-        chosen = complete[0]
-        # A truncated response may rank above the best complete one; such a response must not be the rejected one.
+        chosen = fit[0]
+        # An unfit response may rank above the best one that is fit; it must not be the rejected one then.
         others = ranked[ranked.index(chosen) + 1 :]
         if not others:
-            return "better_truncated"
+            return f"better_{unfit(ranked[0])}"
         if settings.strategy == "max_min":
             rejected = others[-1]
         elif settings.strategy == "max_max":
@@ -67,8 +68,8 @@ def choose(rows: list[Row], settings: BuildPairs) -> tuple[Row, Row] | str:
     if chosen["score"] == rejected["score"]:
         return "tied"
     if chosen["score"] < rejected["score"]:
-        # The better response is truncated, and truncated responses are never chosen.
-        return "better_truncated"
+        # The better response is unfit, or it would be the chosen one.
+        return f"better_{unfit(rejected)}"
     if chosen["score"] - rejected["score"] <= settings.minimum_margin:
         return "small_margin"
     return chosen, rejected
@@ -116,10 +117,12 @@ def run(job: contract.Job[BuildPairs]) -> None:
     if not pairs:
         raise InputError(
             f"no pairs: {len(by_prompt)} prompts, all dropped: {dropped}.\n"
-            "Hint: for all_truncated, raise max_new_tokens; for tied, use a labeller that can tell responses apart."
+            "Hint: for all_truncated, raise max_new_tokens; for tied, use a labeller that can tell responses apart; "
+            "for all_empty, look at the policy's responses: it may have diverged."
         )
     job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
     job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
+    job.counts["responses_empty"] = sum(unfit(row) == "empty" for row in rows)
     job.counts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
     job.metrics = statistics(pairs, rows)
     tables.write_table(job.output, pairs, PAIRS, ("pair_id",))

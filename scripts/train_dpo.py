@@ -19,7 +19,7 @@ from scripts.lib.data.engine_gap import engine_gap
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.data.seeds import derive_seed
-from scripts.lib.kinds.runs import TrainDpo
+from scripts.lib.kinds.runs import WHOLE_BATCH, TrainDpo
 from scripts.lib.stage import contract, ranks
 from scripts.lib.stage.errors import InputError
 
@@ -47,7 +47,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
     """Train one policy on one or more tables of pairs."""
     from trl import DPOConfig
 
-    from scripts.lib.models import loading, lora, rows, training
+    from scripts.lib.models import loading, lora, policy, rows, training
     from scripts.lib.models.reference import ReferenceDPOTrainer
     from scripts.lib.stage import artifact
 
@@ -73,8 +73,17 @@ def run(job: contract.Job[TrainDpo]) -> None:
         "max_length": None,
         "disable_dropout": not lora.dropout(settings.lora),
         "precompute_ref_log_probs": True,
+        **training.WITHOUT_ROUTER_LOSS,
     }
     arguments = training.arguments(DPOConfig, job, len(pairs), **trainer_options)
+    at_once = arguments.per_device_train_batch_size
+    if (sorting := sorted(WHOLE_BATCH & set(settings.loss))) and at_once < settings.batch_size:
+        raise InputError(
+            f"loss {' and '.join(sorting)} sorts all {settings.batch_size} rows of a batch, and a forward pass of one "
+            f"of {ranks.count()} processes holds {at_once}.\n"
+            f"Hint: set runtime.train_micro_batch to {settings.batch_size} and train in one process, or take another "
+            "loss."
+        )
     model = loading.load_policy(job.input("start"), **training.model_load_kwargs(job, device))
     trainer = ReferenceDPOTrainer(
         model=model,
@@ -102,7 +111,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
         return
     job.metrics |= engine_gap(job)
     job.counts |= {"dropped_too_long": dropped, "pairs_trained": len(pairs)}
-    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, settings.dtype))
+    artifact.write_model(job.output, lambda folder: policy.save(trained, tokenizer, folder, settings.dtype))
     job.note = (
         f"{len(pairs)} pairs, loss {job.metrics['first_loss']:.3f} → {job.metrics['last_loss']:.3f}, "
         f"implicit reward margin {job.metrics.get('rewards/margins', float('nan')):.2f}"

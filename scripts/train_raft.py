@@ -1,7 +1,7 @@
 """RAFT (reward-ranked fine-tuning): supervised fine-tuning on the best of K responses by reward.
 
-For each prompt, training uses the best complete response whose text round-trips through the tokenizer. A prompt without
-one, usually because all responses were cut off, is dropped.
+For each prompt, training uses the best complete response that has words and whose text round-trips through the
+tokenizer. A prompt without one, usually because all responses were cut off, is dropped.
 """
 
 import sys
@@ -11,23 +11,27 @@ from typing import Any
 import polars as pl
 
 from scripts.lib.data.engine_gap import engine_gap
-from scripts.lib.data.responses import candidates, joined
+from scripts.lib.data.responses import candidates, joined, unfit
 from scripts.lib.kinds.runs import TrainRaft
 from scripts.lib.stage import contract
 from scripts.lib.stage.errors import InputError
 
 
-def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """(each prompt's trainable complete response with the highest reward, number of prompts without one)."""
-    prompts = {row["prompt_id"] for row in rows}
+def best_responses(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """(each prompt's fit and trainable response with the highest reward, number of prompts without one by reason).
+
+    The reason is all_empty where some responses were complete, and all of these without words; else none_complete.
+    """
     best: dict[str, dict[str, Any]] = {}
+    complete: dict[str, bool] = {}
     for row in rows:
-        if row["finish_reason"] != "stop" or not row["trainable"]:
-            continue
+        why = "untrainable" if not row["trainable"] else unfit(row)
+        complete[row["prompt_id"]] = complete.get(row["prompt_id"], False) or why in ("", "empty")
         leader = best.get(row["prompt_id"])
-        if leader is None or row["reward"] > leader["reward"]:
+        if not why and (leader is None or row["reward"] > leader["reward"]):
             best[row["prompt_id"]] = row
-    return list(best.values()), len(prompts) - len(best)
+    without = [complete[prompt] for prompt in complete if prompt not in best]
+    return list(best.values()), {"none_complete": without.count(False), "all_empty": without.count(True)}
 
 
 def run(job: contract.Job[TrainRaft]) -> None:
@@ -37,11 +41,11 @@ def run(job: contract.Job[TrainRaft]) -> None:
     device = loading.prepare(job.runtime)
     table = joined(job)
     responses = candidates(table)
-    best, none_complete = best_responses(responses)
+    best, dropped = best_responses(responses)
     if not best:
         raise InputError(
-            f"no response to train on: all {len(responses)} were cut off or do not round-trip through the tokenizer.\n"
-            "Hint: raise max_new_tokens of the sampling."
+            f"no response to train on: all {len(responses)} were cut off, have no words, or do not round-trip through "
+            "the tokenizer.\nHint: raise max_new_tokens of the sampling."
         )
     tokenizer = loading.load_tokenizer(job.input("start"))
 
@@ -53,7 +57,8 @@ def run(job: contract.Job[TrainRaft]) -> None:
     job.counts = {
         "responses_in": len(responses),
         "responses_not_trainable": sum(not row["trainable"] for row in responses),
-        "dropped_none_complete": none_complete,
+        "responses_empty": sum(unfit(row) == "empty" for row in responses),
+        **{f"dropped_{reason}": count for reason, count in dropped.items()},
     }
     job.metrics = {"best_reward": sum(row["reward"] for row in best) / max(1, len(best)), **engine_gap(job)}
     sft.fine_tune(job, job.input("start"), tokenizer, table[[row["row"] for row in best]], rows_of, device)

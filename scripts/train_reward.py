@@ -41,9 +41,10 @@ def heldout_metrics(margins: list[float]) -> dict[str, float]:
 def run(job: contract.Job[TrainReward]) -> None:
     """Train on one preference table, evaluate on another."""
     from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
 
     from scripts.lib.models import chat, forward, loading, lora, rows, training
+    from scripts.lib.models.accumulation import RewardMeans
     from scripts.lib.stage import artifact
 
     settings = job.settings
@@ -87,7 +88,7 @@ def run(job: contract.Job[TrainReward]) -> None:
 
     arguments = training.arguments(RewardConfig, job, len(pairs), **trainer_options)
     model = load(**training.model_load_kwargs(job, device))
-    trainer = RewardTrainer(
+    trainer = RewardMeans(
         model=model,
         args=arguments,
         peft_config=lora.config(settings.lora, model, "SEQ_CLS"),

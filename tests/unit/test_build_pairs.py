@@ -22,6 +22,7 @@ SETTINGS = {
     "seed": 1,
 }
 REASONS = {"all_truncated", "single_response", "identical", "tied", "better_truncated", "small_margin", "same_response"}
+REASONS |= {"all_empty", "better_empty"}
 
 
 def candidates(scores, truncated=(), texts=None, prompt_id="p"):
@@ -134,6 +135,21 @@ def test_a_truncated_response_is_never_chosen(scores, truncated, given, wanted):
         (candidates([2, 1.25]), {"minimum_margin": 0.5}, (0, 1)),
         (candidates([2]), {}, "single_response"),
         (candidates([2], {0}), {}, "all_truncated"),
+        # Nobody wants a policy that learns to say nothing.
+        (candidates([2, 1], texts=["", "words"]), {}, "better_empty"),
+        (candidates([2, 1], texts=["", "words"]), {"strategy": "quantile"}, "same_response"),
+        (candidates([3, 2, 1], texts=["no", "", "words"]), {"strategy": "quantile", "chosen_quantile": 0.5}, (0, 2)),
+        (candidates([2, 1], texts=["", " \n\t"]), {}, "all_empty"),
+        (candidates([2, 1], {0}, texts=["cut off", ""]), {}, "all_empty"),
+        (candidates([2], texts=[""]), {}, "all_empty"),
+        (candidates([3, 2, 1], {0}, texts=["cut off", "", "words"]), {}, "better_truncated"),
+        (candidates([3, 2, 1], {1}, texts=["", "cut off", "words"]), {}, "better_empty"),
+        # The best of those with words is chosen, and saying nothing may be the worst.
+        (candidates([3, 2, 1], texts=["", "words", "more"]), {}, (1, 2)),
+        (candidates([3, 2, 1], texts=["", "words", "more"]), {"strategy": "max_max"}, (1, 2)),
+        (candidates([3, 2, 1], texts=["", "words", "more"]), {"strategy": "quantile"}, (1, 2)),
+        (candidates([2, 1], texts=["words", ""]), {}, (0, 1)),
+        (candidates([2, 1], texts=["words", ""]), {"strategy": "max_random"}, (0, 1)),
     ],
 )
 def test_what_gives_no_pair_says_why(rows, given, wanted):
@@ -201,6 +217,17 @@ def test_a_pair_holds_ids_texts_rewards_and_finish_reasons_as_sampled(build, rol
     }
 
 
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_reward_that_is_no_number_is_refused_by_name(build, rollout, capsys, reward, at):
+    rows = [rollout("q", k, f"answer {k}") for k in range(3)]
+    assert build(rows, [reward if k == at else k for k in range(3)])[0] == 2
+    said = (
+        f"rewards: prompt {rows[0]['prompt_id']}, response {at}: reward is {reward}, must be a finite number.\nHint: "
+    )
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("samples", [2, 4, 8])
 def test_any_k_gives_a_pair_for_every_prompt(build, rollout, samples):
     # Defect 1: four responses per prompt crashed a step that expected eight.
@@ -211,6 +238,7 @@ def test_any_k_gives_a_pair_for_every_prompt(build, rollout, samples):
         "prompts_in": 3,
         "responses_in": 3 * samples,
         "responses_not_trainable": 0,
+        "responses_empty": 0,
         "pairs_out": 3,
     }
     assert [(pair["chosen_reward"], pair["rejected_reward"]) for pair in pairs] == [(samples - 1, 0)] * 3
@@ -235,16 +263,22 @@ def test_every_prompt_is_a_pair_or_a_counted_drop(build, rollout):
         *(rollout("special", k, f"answer {k}", trainable=False) for k in range(2)),
         rollout("half special", 0, "a", trainable=False),
         rollout("half special", 1, "b"),
+        *(rollout("all empty", k, "") for k in range(2)),
+        rollout("better empty", 0, ""),
+        rollout("better empty", 1, "a"),
     ]
-    rewards = [1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0.75, 1, 0, 1, 0]
+    rewards = [1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 0.75, 1, 0, 1, 0, 1, 0, 1, 0]
     code, pairs, manifest = build(rows, rewards, minimum_margin=0.25)
     assert code == 0 and [pair["messages"][0]["content"] for pair in pairs] == ["pair"]
     assert manifest["counts"] == {
-        "prompts_in": 9,
-        "responses_in": 17,
+        "prompts_in": 11,
+        "responses_in": 21,
         "responses_not_trainable": 3,
+        "responses_empty": 3,
         "pairs_out": 1,
+        "dropped_all_empty": 1,
         "dropped_all_truncated": 1,
+        "dropped_better_empty": 1,
         "dropped_better_truncated": 1,
         "dropped_identical": 1,
         "dropped_none_trainable": 1,
@@ -263,6 +297,7 @@ def test_size_keeps_the_first_in_digest_order_and_counts_the_rest(build, rollout
         "prompts_in": 5,
         "responses_in": 10,
         "responses_not_trainable": 0,
+        "responses_empty": 0,
         "pairs_out": 3,
         "dropped_beyond_size": 2,
     }
@@ -316,7 +351,7 @@ def test_for_any_rewards_the_chosen_is_better_complete_and_another_response():
     seen = set()
     for trial in range(2000):
         samples = rng.randint(1, 8)
-        texts = [f"answer {rng.randint(0, 5)}" for _ in range(samples)]
+        texts = [rng.choice(["", " ", *(f"answer {i}" for i in range(6))]) for _ in range(samples)]
         truncated = {k for k in range(samples) if rng.random() < 0.3}
         # Few different scores, so that ties are common.
         rows = candidates([rng.randint(0, 6) / 2 for _ in range(samples)], truncated, texts, f"p{trial}")
@@ -335,6 +370,6 @@ def test_for_any_rewards_the_chosen_is_better_complete_and_another_response():
             continue
         chosen, rejected = pair
         assert chosen["score"] - rejected["score"] > given["minimum_margin"]
-        assert chosen["finish_reason"] == "stop"
+        assert chosen["finish_reason"] == "stop" and chosen["response"].strip()
         assert chosen["k"] != rejected["k"] and chosen["response"] != rejected["response"]
     assert seen == REASONS

@@ -53,6 +53,9 @@ evaluation:
 """
 
 
+TWO = {"processes": 2, "gpus": 2}
+
+
 def given(**changes):
     """The configuration above with changes at paths such as `runs__main__dpo__beta`."""
     config = yaml.safe_load(TEXT)
@@ -347,6 +350,22 @@ MISTAKES = [
     (without("runs__raft__prompts"), "runs.raft.prompts", "only a dpo run with a `mix`"),
     (given(runs__main__dpo__loss_weights=[1, 2]), "runs.main.dpo.loss_weights", "one number for each of"),
     (given(runs__main__dpo__loss=["exo_pair"]), "runs.main.dpo.label_smoothing", "exo_pair needs more than 0"),
+    (
+        given(samplings__judged__engine="vllm", samplings__judged__check_responses=0),
+        "evaluation.test.sampling",
+        "has engine: vllm and check_responses: 0. Hint: leave check_responses out",
+    ),
+    (
+        given(runs__main__dpo__loss=["aot"]),
+        "runs.main.dpo.loss = ['aot']",
+        "aot sorts all 128 rows of a batch, and a forward pass of one of 1 processes holds 8. "
+        "Hint: set runtime.train_micro_batch to 128",
+    ),
+    (
+        given(runs__main__dpo={"loss": ["sigmoid", "aot_unpaired"], "batch_size": 8}, resources={"train_dpo": TWO}),
+        "runs.main.dpo.loss",
+        "aot_unpaired sorts all 8 rows of a batch, and a forward pass of one of 2 processes holds 4",
+    ),
     (given(sft__first__batch_size=20), "runtime.train_micro_batch", "does not divide sft.first.batch_size = 20"),
     # adapters and sharding
     (
@@ -596,6 +615,12 @@ def test_a_micro_batch_larger_than_a_batch_is_accepted():
     assert resolve(given(runtime__train_micro_batch=1024)).runtime.train_micro_batch == 1024
 
 
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
+def test_a_loss_that_sorts_the_batch_is_accepted_where_one_pass_holds_it(loss):
+    dpo = {"loss": [loss, "sigmoid"], "batch_size": 8}
+    assert resolve(given(runs__main__dpo=dpo)).runs["main"].dpo.loss == [loss, "sigmoid"]
+
+
 def test_exo_pair_with_label_smoothing_is_accepted():
     dpo = {"loss": ["exo_pair", "sft"], "label_smoothing": 0.001, "loss_weights": [1, 0.1]}
     assert resolve(given(runs__main__dpo=dpo)).runs["main"].dpo.loss_weights == [1.0, 0.1]
@@ -703,6 +728,7 @@ def test_an_iterations_own_numbers_are_typed_by_the_models(value, typed):
         ({"max_length": 95}, "max_length"),
         ({"batch_size": 20}, "batch_size"),
         ({"loss": ["exo_pair"]}, "label_smoothing"),
+        ({"loss": ["aot"]}, "overrides.2.dpo.loss"),
         ({"loss_weights": [1, 2]}, "loss_weights"),
     ],
 )

@@ -20,7 +20,10 @@ from scripts.lib.stage.errors import InputError
 
 PRESET = ROOT / "config" / "presets" / "smollm2_135m.yaml"
 UNKNOWN, END = "<|unk|>", "<|end|>"
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|>{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
 
 
 @pytest.fixture
@@ -147,12 +150,15 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path, folder):
     assert outputs[0] == outputs[1]
 
 
-def test_adopting_copies_every_byte(tmp_path, folder):
+def test_adopting_copies_every_byte_but_what_ends_a_turn(tmp_path, folder):
     _, base, manifest = convert(tmp_path, folder)
     policy = tmp_path / "sft" / "policy"
     assert adopt_sft.main(["--settings", "{}", "--base", str(base), "--output", str(policy)]) == 0
-    assert verify_model(policy) == manifest["output"]
+    assert {file.name for file in policy.iterdir()} == {file.name for file in base.iterdir()}
+    differing = {file.name for file in base.iterdir() if file.read_bytes() != (policy / file.name).read_bytes()}
+    assert differing == {"generation_config.json"}
     adopted = json.loads((tmp_path / "sft" / "policy.json").read_text())
+    assert adopted["output"] == verify_model(policy)
     assert adopted["counts"] == {"files": len(list(base.iterdir()))}
     assert adopted["inputs"]["base"][0]["sha256"] == manifest["output"]
 

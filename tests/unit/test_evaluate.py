@@ -4,9 +4,12 @@ import json
 
 import pytest
 
-from scripts import evaluate
+from scripts import evaluate, sample_rollouts, score_logprobs
 from scripts.lib.benchmarks.rewards import win_rate
+from scripts.lib.data.schemas.engine_check import ENGINE_CHECK
 from scripts.lib.data.schemas.evaluation import EVALUATION
+from scripts.lib.data.schemas.logprobs import LOGPROBS
+from scripts.lib.data.schemas.rollouts import ROLLOUTS
 from scripts.lib.data.tables import read_table
 
 SETTINGS = {"benchmark": "rewards", "rewards": ["gold", "bt"], "confidence": 0.95, "resamples": 200, "seed": 1}
@@ -14,7 +17,7 @@ SETTINGS = {"benchmark": "rewards", "rewards": ["gold", "bt"], "confidence": 0.9
 OWN = {"q1": [5.0, 1.0, 2.0], "q2": [6.0, 0.0, 0.0]}
 SFT = {"q1": [4.0, 1.0, 0.0], "q2": [6.0, 1.0, 0.0]}
 # log π and log π_SFT of the responses.
-LOGPROBS = {"q1": [-1.0, -3.0, -5.0], "q2": [-2.0, -4.0, -6.0]}
+OWN_LOGPROBS = {"q1": [-1.0, -3.0, -5.0], "q2": [-2.0, -4.0, -6.0]}
 REFERENCE = {"q1": [-1.5, -4.0, -5.5], "q2": [-2.0, -7.0, -5.5]}
 
 
@@ -26,7 +29,8 @@ def tables(tmp_path, write, rollout):
     rows = {}
     for question in OWN:
         rows[question] = [
-            rollout(question, k, texts[k], temperature=float(k > 0), logprob=LOGPROBS[question][k]) for k in range(3)
+            rollout(question, k, texts[k], temperature=float(k > 0), logprob=OWN_LOGPROBS[question][k])
+            for k in range(3)
         ]
     rows["q2"][2]["finish_reason"] = "length"
 
@@ -87,6 +91,56 @@ def test_means_changes_win_rates_and_kl_are_exact(run_evaluate):
     assert manifest["counts"] == {"prompts": 2, "responses": 6}
 
 
+@pytest.fixture
+def checked(tmp_path, write, rollout, tables):
+    """The tables of an engine whose own log-probabilities are 0.05 nats per token above the trainer's."""
+    found, compared = {"rollouts": []}, []
+    for path in tables["rollouts"]:
+        rows = read_table(path, ROLLOUTS).to_dicts()
+        compared += [
+            {key: row[key] for key in ("prompt_id", "k", "tokens")}
+            | {"engine_logprob": row["logprob"] + 0.05 * row["tokens"], "trainer_logprob": row["logprob"]}
+            for row in rows
+        ]
+        own = [row | {"logprob": row["logprob"] + 0.05 * row["tokens"]} for row in rows]
+        found["rollouts"].append(write(tmp_path / f"vllm_{path.name}", own, "ROLLOUTS"))
+    return found | {"engine_checks": write(tmp_path / "engine.parquet", compared, "ENGINE_CHECK")}
+
+
+def test_both_log_probabilities_of_the_kl_are_the_trainers(run_evaluate, checked):
+    plain, engine = run_evaluate(), run_evaluate(**checked)
+    assert engine[0] == 0
+    for mode in ("sampled", "greedy"):
+        assert engine[2]["metrics"][mode]["kl"] == plain[2]["metrics"][mode]["kl"]
+    assert [row["kl"] for row in engine[1]] == [row["kl"] for row in plain[1]]
+
+
+def test_the_sft_policy_of_another_engine_is_at_no_distance_from_itself(run_evaluate, checked):
+    metrics = run_evaluate(**checked, logprobs=[], sft_rewards=[])[2]["metrics"]
+    assert {metrics[mode]["kl"]["mean"] for mode in metrics} == {0.0}
+
+
+def test_a_check_of_some_responses_only_is_refused(run_evaluate, checked, write, tmp_path, capsys):
+    some = read_table(checked["engine_checks"], ENGINE_CHECK).to_dicts()[:-1]
+    some = write(tmp_path / "some.parquet", some, "ENGINE_CHECK")
+    assert run_evaluate(**checked | {"engine_checks": some})[0] == 2
+    assert "response 2: not in every table of rewards and log-probabilities.\nHint: " in capsys.readouterr().out
+
+
+def test_what_transformers_records_is_the_trainers_log_probability(tmp_path, run_stage, policy, prompts):
+    # Sampled at another temperature: what is recorded is at temperature 1 all the same.
+    sampling = {"engine": "transformers", "k": 3, "temperatures": [0, 0.5, 1], "max_prompt_tokens": 64, "seed": 1}
+    sampling |= {"max_new_tokens": 8, "record_logprobs": True, "first": 0, "prompts": 5}
+    for dtype, near in (("float32", 1e-5), ("bfloat16", 0.05)):
+        rollouts, scored = tmp_path / dtype / "0.parquet", tmp_path / dtype / "scored.parquet"
+        settings = sampling | {"dtype": dtype}
+        assert run_stage(sample_rollouts, settings, rollouts, policy=policy, prompts=prompts)[0] == 0
+        assert run_stage(score_logprobs, {"dtype": dtype}, scored, scorer=policy, rollouts=rollouts)[0] == 0
+        recorded, own = read_table(rollouts, ROLLOUTS), read_table(scored, LOGPROBS)
+        assert recorded["logprob"].to_list() == pytest.approx(own["logprob"].to_list(), abs=near)
+        assert recorded["logprob"].max() < -1
+
+
 def test_greedy_is_summarised_apart(run_evaluate):
     greedy = run_evaluate()[2]["metrics"]["greedy"]
     assert means(greedy["rewards"]) == {"gold": 5.5, "bt": 55.0}
@@ -142,7 +196,7 @@ def test_the_mean_is_over_prompts_not_over_responses(tmp_path, run_stage, write,
 def test_tables_of_other_rollouts_are_refused(run_evaluate, tables, capsys, name):
     # The second prompt's shard stands twice and the first's is missing.
     assert run_evaluate(**{name: [tables[name][1], *tables[name][1:]]})[0] == 2
-    assert "not in every rewards or logprobs table.\nHint: " in capsys.readouterr().out
+    assert "not in every table of rewards and log-probabilities.\nHint: " in capsys.readouterr().out
 
 
 def test_a_missing_labellers_shards_are_refused(run_evaluate, tables):

@@ -1,17 +1,20 @@
 """Scoring stages: log-probabilities and rewards are those of each row alone, in order, whatever the batches."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from scripts import score_logprobs, score_reference, score_rollouts
+from scripts import score_logprobs, score_reference, score_rollouts, verify_rollouts
 from scripts.lib.data import tables
 from scripts.lib.data.schemas.logprobs import LOGPROBS
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.data.schemas.rewards import REWARDS
+from scripts.lib.kinds import families
 from scripts.lib.models import chat, forward, loading
+from scripts.lib.stage import artifact
 
 SETTINGS = {"dtype": "float32"}
 ANSWERS = ("red", "blue and green", "", "one two three four five then no", "yes", "sea sky tree stone")
@@ -120,6 +123,40 @@ def test_a_reward_is_the_same_alone_and_in_a_batch_and_rows_keep_their_order(
         assert [(row["prompt_id"], row["k"]) for row in table] == [(row["prompt_id"], row["k"]) for row in rows]
         assert [row["reward"] for row in table] == pytest.approx(wanted, abs=1e-5)
     assert manifest["metrics"]["mean"] == pytest.approx(sum(wanted) / 12, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("objective", [False, True])
+@pytest.mark.parametrize("module", [score_rollouts, verify_rollouts])
+def test_a_reward_that_is_no_number_is_refused_by_prompt_and_response(
+    tmp_path, run_stage, reward_model, rollouts, monkeypatch, capsys, module, value, objective
+):
+    path, rows = rollouts
+
+    def label(job, rows):
+        return [(0.0 if objective else value, {"help": value}) if i == 7 else (1.0, {}) for i in range(len(rows))]
+
+    monkeypatch.setattr(families, "load", lambda family, name: SimpleNamespace(label=label))
+    settings = {"dtype": "float32", "labeller": "bt"} if module is score_rollouts else {"verifier": "world_gold"}
+    inputs = {"model": reward_model} if module is score_rollouts else {}
+    assert run_stage(module, settings, tmp_path / "r.parquet", rollouts=path, **inputs)[0] == 2
+    where = f"{path}: prompt {rows[7]['prompt_id']}, response {rows[7]['k']}"
+    said = f"{where}: {'help' if objective else 'reward'} is {value}, must be a finite number.\nHint: "
+    assert said in capsys.readouterr().out
+
+
+def test_a_reward_model_with_a_weight_that_is_no_number_is_refused(
+    tmp_path, run_stage, reward_model, tokenizer, rollouts, capsys
+):
+    model = loading.load_reward(reward_model, "float32")
+    model.model.embed_tokens.weight.data[:] = float("nan")
+    folder = tmp_path / "model"
+    artifact.write_model(folder, lambda place: loading.save(model, tokenizer, place, "float32"))
+    path, rows = rollouts
+    inputs = {"model": folder, "rollouts": path}
+    assert run_stage(score_rollouts, SETTINGS | {"labeller": "bt"}, tmp_path / "r.parquet", **inputs)[0] == 2
+    said = f"prompt {rows[0]['prompt_id']}, response 0: reward is nan, must be a finite number.\nHint: the reward model"
+    assert said in capsys.readouterr().out
 
 
 def test_a_special_token_spelled_out_in_a_response_is_not_read_as_one(

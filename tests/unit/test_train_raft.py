@@ -23,8 +23,9 @@ SETTINGS = {
 }
 
 
-def response(prompt_id, k, reward, finish_reason="stop", trainable=True):
-    return {"prompt_id": prompt_id, "k": k, "reward": reward, "finish_reason": finish_reason, "trainable": trainable}
+def response(prompt_id, k, reward, finish_reason="stop", trainable=True, response="words"):
+    row = {"prompt_id": prompt_id, "k": k, "reward": reward, "response": response}
+    return row | {"finish_reason": finish_reason, "trainable": trainable}
 
 
 @pytest.mark.parametrize(
@@ -43,12 +44,34 @@ def response(prompt_id, k, reward, finish_reason="stop", trainable=True):
         ([response("a", 0, 9, trainable=False)], [], 1),
         ([response("a", 0, -2), response("a", 1, -1)], [("a", 1)], 0),
         ([], [], 0),
+        # Nobody wants a policy that learns to say nothing.
+        ([response("a", 0, 9, response=""), response("a", 1, 1)], [("a", 1)], 0),
     ],
 )
 def test_the_best_complete_response_of_each_prompt(rows, best, without):
     found, dropped = best_responses(rows)
     assert [(row["prompt_id"], row["k"]) for row in found] == best
-    assert dropped == without
+    assert dropped == {"none_complete": without, "all_empty": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([response("a", 0, 9, response=""), response("a", 1, 1, response=" \n")], "all_empty"),
+        ([response("a", 0, 9, response=""), response("a", 1, 1, "length")], "all_empty"),
+        ([response("a", 0, 9, "length", response="")], "none_complete"),
+        ([response("a", 0, 9, response="", trainable=False)], "none_complete"),
+    ],
+)
+def test_a_prompt_whose_complete_responses_have_no_words_is_dropped_and_counted(rows, reason):
+    assert best_responses(rows) == ([], {"none_complete": 0, "all_empty": 0} | {reason: 1})
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), float("-inf")])
+def test_a_reward_that_is_no_number_is_refused_by_name(train, rows, capsys, reward):
+    assert train(rows, [reward, 0.0, -1.0, 2.0, 9.0, 9.0])[0] == 2
+    said = f"prompt {rows[0]['prompt_id']}, response 0: reward is {reward}, must be a finite number.\nHint: "
+    assert said in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -84,13 +107,13 @@ def rows(rollout, tokenizer):
 def test_it_trains_on_the_sampled_ids_of_the_best_and_on_their_response_only(train, rows, monkeypatch):
     seen = []
 
-    class Recording(sft.SFTTrainer):
+    class Recording(sft.TokenMeans):
         def compute_loss(self, model, inputs, *args, **kwargs):
             for ids, mask, labels in zip(inputs["input_ids"], inputs["attention_mask"], inputs["labels"]):
                 seen.append((ids[mask == 1].tolist(), labels[labels != sft.IGNORED].tolist()))
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(sft, "SFTTrainer", Recording)
+    monkeypatch.setattr(sft, "TokenMeans", Recording)
     code, manifest, folder = train(rows, [1.0, 0.0, -1.0, 2.0, 9.0, 9.0])
     best = [rows[0], rows[3]]
     assert code == 0
@@ -98,7 +121,9 @@ def test_it_trains_on_the_sampled_ids_of_the_best_and_on_their_response_only(tra
     assert manifest["counts"] == {
         "responses_in": 6,
         "responses_not_trainable": 0,
+        "responses_empty": 0,
         "dropped_none_complete": 1,
+        "dropped_all_empty": 0,
         "rows_in": 2,
         "dropped_too_long": 0,
         "rows_trained": 2,

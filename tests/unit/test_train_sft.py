@@ -55,12 +55,12 @@ def batches(monkeypatch):
     """What the trainer hands to the model, batch by batch."""
     found = []
 
-    class Recording(sft.SFTTrainer):
+    class Recording(sft.TokenMeans):
         def compute_loss(self, model, inputs, *args, **kwargs):
             found.append({key: value.clone() for key, value in inputs.items() if torch.is_tensor(value)})
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(sft, "SFTTrainer", Recording)
+    monkeypatch.setattr(sft, "TokenMeans", Recording)
     return found
 
 

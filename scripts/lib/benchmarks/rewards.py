@@ -1,7 +1,7 @@
 """Rewards of a policy's responses, compared with those of its SFT policy on the same prompts.
 
 A win rate compares every response with every one of the SFT policy's; ties count half. KL to the SFT policy is the mean
-of log π − log π(SFT) over the responses, in nats per response.
+of log π − log π(SFT) over the responses, in nats per response (the estimator is described in scripts/evaluate.py).
 """
 
 from typing import Any

@@ -25,6 +25,9 @@ Loss = Literal[
     "discopop",
     "sft",
 ]
+# Losses that sort the rows of a batch, so that a part of the batch has another loss. In TRL 1.16 all others are means
+# over pairs; bco_pair too, which keeps no running mean there.
+WHOLE_BATCH = frozenset({"aot", "aot_unpaired"})
 
 
 class Dpo(Finetuning):
@@ -33,7 +36,10 @@ class Dpo(Finetuning):
     learning_rate: LearningRate = 5e-7
     beta: Positive = Field(default=0.1, description="How strongly the policy is held to its reference.")
     loss: list[Loss] = Field(
-        default=["sigmoid"], min_length=1, description="TRL's names; several are summed with loss_weights."
+        default=["sigmoid"],
+        min_length=1,
+        description="TRL's names; several are summed with loss_weights. aot and aot_unpaired sort the rows of a batch, "
+        "so they need runtime.train_micro_batch to hold all of it.",
     )
     loss_weights: list[Number] | None = Field(
         default=None, description="One number for each of `loss`; null weighs them alike."

@@ -28,7 +28,9 @@ class Sampling(Block):
         "before it trains on the shard; 0 checks nothing.",
     )
     record_logprobs: Flag = Field(
-        default=False, description="Keep each response's log-probability; evaluation needs it for the KL."
+        default=False,
+        description="Keep each response's log-probability; evaluation needs it for the KL. Where vllm samples, all "
+        "responses are then compared with the trainer, and the KL is the trainer's.",
     )
     seed: Seed = None
 

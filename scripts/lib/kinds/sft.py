@@ -27,7 +27,9 @@ class SftTrain(Finetuning):
 class SftAdopt(Block):
     """Takes a base model that is instruction-tuned already as the SFT policy."""
 
-    kind: Literal["adopt"] = Field(description="Taken as it is.")
+    kind: Literal["adopt"] = Field(
+        description="Taken as it is; only its generation config gets the tokens that end a turn."
+    )
     base: str = Field(description="The base model to take: an entry of `bases`.")
 
 

@@ -4,8 +4,10 @@ from typing import Any
 
 from trl import DPOTrainer
 
+from scripts.lib.models.accumulation import Batch, RowMeans
 
-class ReferenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
+
+class ReferenceDPOTrainer(RowMeans, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer that uses token rows with reference columns as they are, and loads no reference model.
 
     Rows hold prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps and ref_rejected_logps. TRL (1.16) would
@@ -25,3 +27,18 @@ class ReferenceDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         return dataset
+
+    def sizes(self, batch: Batch) -> list[int]:
+        """Pairs, and tokens of their chosen answers, over which the loss `sft` is a mean."""
+        (pairs,) = super().sizes(batch)
+        return [pairs, int(batch["completion_mask"][:pairs, 1:].sum())]
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The batch's part of the step's loss: each loss of the list by its share of what it is a mean over."""
+        of_pairs, of_tokens = self.shares(inputs, num_items_in_batch)
+        weights = self.args.loss_weights or [1.0] * len(self.loss_types)  # type: ignore[attr-defined]
+        shares = [of_tokens if loss == "sft" else of_pairs for loss in self.loss_types]
+        self.loss_weights = [weight * share for weight, share in zip(weights, shares, strict=True)]
+        return super().compute_loss(model, inputs)  # type: ignore[no-untyped-call]

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from scripts.lib.kinds.trainer import Finetuned
-from scripts.lib.models import loading, lora, rows, training
+from scripts.lib.models import loading, lora, policy, rows, training
+from scripts.lib.models.accumulation import IGNORED, TokenMeans
 from scripts.lib.stage import artifact, contract, ranks
 from scripts.lib.stage.errors import InputError
-
-IGNORED = -100
 
 
 def row(ids: list[int], mask: list[int]) -> dict[str, list[int]]:
@@ -39,9 +38,10 @@ def fine_tune(
     if not len(fitting):
         raise InputError(f"all {dropped} rows are longer than max_length = {longest} tokens.\nHint: raise it.")
     kept = rows.packed(job, fitting, longest) if packing else fitting
-    arguments = training.arguments(SFTConfig, job, len(kept), max_length=None, padding_free=packing)
+    options = {"max_length": None, "padding_free": packing, **training.WITHOUT_ROUTER_LOSS}
+    arguments = training.arguments(SFTConfig, job, len(kept), **options)
     model = loading.load_policy(start, **training.model_load_kwargs(job, device))
-    trainer = SFTTrainer(
+    trainer = TokenMeans(
         model=model,
         args=arguments,
         peft_config=lora.config(job.settings.lora, model, "CAUSAL_LM"),
@@ -55,5 +55,5 @@ def fine_tune(
     job.counts |= {"rows_in": len(items), "dropped_too_long": dropped, "rows_trained": len(fitting)}
     if packing:
         job.counts["blocks_trained"] = len(kept)
-    artifact.write_model(job.output, lambda folder: loading.save(trained, tokenizer, folder, job.settings.dtype))
+    artifact.write_model(job.output, lambda folder: policy.save(trained, tokenizer, folder, job.settings.dtype))
     return len(fitting)

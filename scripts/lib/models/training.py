@@ -26,15 +26,18 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 # A run logs LOGS_PER_RUN times or more, and at least every STEPS_BETWEEN_LOGS steps. Only at a log is the loss checked
 # for NaN, and only then is a checkpoint saved.
 LOGS_PER_RUN, STEPS_BETWEEN_LOGS = 20, 10
+# A mixture of experts would add a loss that balances its experts over the rows of one forward pass, so the micro-batch
+# would decide it.
+WITHOUT_ROUTER_LOSS = {"router_aux_loss_coef": 0.0}
 
 
 def arguments(kind: type[Arguments], job: contract.Job[Trained], rows: int, **options: Any) -> Arguments:
     """A trainer's arguments from a stage's settings; `options` are those of its own class.
 
     `batch_size` is the number of rows in one optimizer step, over all processes; the micro-batch is a runtime key,
-    and gradient accumulation makes up the difference. Raises InputError if the batch does not divide evenly.
-    Under ZeRO-3 a model that is loaded while these arguments exist is partitioned as it is loaded, so create them
-    first.
+    and gradient accumulation (accumulation.py) makes up the difference. Raises InputError if the batch does not divide
+    evenly. Under ZeRO-3 a model that is loaded while these arguments exist is partitioned as it is loaded, so create
+    them first.
     """
     settings, runtime = job.settings, job.runtime
     micro, accumulated = divided(settings.batch_size, runtime.train_micro_batch, ranks.count())
@@ -99,12 +102,6 @@ def divided(batch: int, micro: int, processes: int) -> tuple[int, int]:
             "Hint: choose a divisor; gradient accumulation makes up the difference."
         )
     return micro, share // micro
-
-
-def rows_repeated(rows: int, args: TrainingArguments) -> int:
-    """Rows that an epoch repeats so that all processes get equally many; accelerate repeats the epoch's first rows."""
-    rows_at_once = args.per_device_train_batch_size * ranks.count()
-    return -rows % rows_at_once
 
 
 def adapters_of(job: contract.Job[Trained]) -> Lora | None:
@@ -241,7 +238,6 @@ def train(
     job.facts |= {"tokens": tokens, "tokens_per_second": round(progress.pace(trainer.state)[0], 1)}
     if deepspeed := sharding.config(mode):
         job.facts["deepspeed"] = deepspeed
-    repeated = {"rows_repeated": rows_repeated(len(trainer.train_dataset), trainer.args)} if ranks.count() > 1 else {}
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     first: dict[str, Any] = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
     before_training = {key: float(value) for key, value in first.items() if key != "step"}
@@ -255,7 +251,6 @@ def train(
         "last_loss": losses[-1],
         **before_training,
         **last_logged,
-        **repeated,
     }
 
 

@@ -12,7 +12,7 @@ from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.data import Dataset, DatasetWorld, Files, Hub, Prompts, PromptsHub, PromptsWorld, World
 from scripts.lib.kinds.evaluation import Evaluation
 from scripts.lib.kinds.rewards import RewardBt
-from scripts.lib.kinds.runs import Dpo, Iteration, Run
+from scripts.lib.kinds.runs import WHOLE_BATCH, Dpo, Iteration, Run
 from scripts.lib.kinds.sampling import Sampling
 from scripts.lib.kinds.sft import SftTrain
 from scripts.lib.kinds.trainer import Finetuning, Lora, Trainer
@@ -205,6 +205,10 @@ class Checks:
         if sampling and not sampling.record_logprobs:
             hint = "the KL to the SFT policy needs them."
             self.wrong.add(f"{key}.sampling", evaluation.sampling, "must have record_logprobs: true", hint)
+        if sampling and sampling.engine != "transformers" and not sampling.check_responses:
+            text = f"has engine: {sampling.engine} and check_responses: 0"
+            hint = "leave check_responses out: the KL takes the trainer's log-probabilities from the check."
+            self.wrong.add(f"{key}.sampling", evaluation.sampling, text, hint)
         for base in dict.fromkeys(self._base_of(run.sft) for run in self.config.runs.values()):
             self._sampled_within(f"{key}.sampling", evaluation.sampling, base)
         for reward in evaluation.rewards:
@@ -306,6 +310,13 @@ class Checks:
         if smoothing > 0 and not SMOOTHED_LOSSES & set(losses):
             text, hint = f"none of {losses} uses it", f"only {', '.join(sorted(SMOOTHED_LOSSES))} do in TRL."
             self.wrong.add(f"{key}.label_smoothing", smoothing, text, hint)
+        processes = cluster.needs(self.config, "train_dpo").world
+        at_once = min(self.config.runtime.train_micro_batch, dpo.batch_size // processes)
+        if (sorting := sorted(WHOLE_BATCH & set(losses))) and at_once < dpo.batch_size:
+            whole = f"{' and '.join(sorting)} sorts all {dpo.batch_size} rows of a batch"
+            text = f"{whole}, and a forward pass of one of {processes} processes holds {at_once}"
+            hint = f"set runtime.train_micro_batch to {dpo.batch_size} and train in one process, or take another loss."
+            self.wrong.add(f"{key}.loss", losses, text, hint)
 
     def _two_can_differ(self, key: str, name: str, sampling: Sampling) -> None:
         """A pair takes two responses, and greedy ones to one prompt are the same."""

@@ -75,7 +75,7 @@ def _dropped_from_profiles(cli: Any, options: Any, wrong: Complaints) -> None:
     for name in [*(options.profile or []), options.workflow_profile or "profiles/default"]:
         found = cli.get_profile_dir(str(name))
         try:
-            profile = yaml.safe_load(found[1].read_text()) if found else None
+            profile = yaml.safe_load(found[1].read_text(encoding="utf-8")) if found else None
         except (OSError, ValueError, yaml.YAMLError):
             profile = None  # Snakemake says what is wrong with it
         for option in ("configfile", "config"):

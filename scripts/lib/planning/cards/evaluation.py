@@ -11,7 +11,8 @@ from scripts.lib.report import templates
 def inputs(plan: Runs, wildcards: Wildcards) -> Inputs:
     """The tables of one policy's evaluation; `logprobs` and `sft_rewards` compare it with its SFT policy.
 
-    The KL compares the engine's log-probabilities with the trainer's: where they differ, it must not be told.
+    Where another engine than the trainer's library sampled, its check holds the trainer's log-probabilities of all
+    responses, which the KL is computed from.
     """
     policy, benchmark = wildcards["policy"], wildcards["benchmark"]
     block, where, sft = plan.config.evaluation[benchmark], plan.evaluated(benchmark), plan.sft_of(policy)
