@@ -32,13 +32,19 @@ if "preset" not in config and "extends" not in config:
     configfile: "config/config.yaml"
 
 
+class Refused(WorkflowError):
+    """Shown to the person as its message, without the place in our rules that passes it on, which explains nothing."""
+
+    __traceback__ = property(lambda self: None, lambda self, value: None)
+
+
 # A job's own Snakemake reads all this again, with the same configuration: notices and the forecast are for the first.
 try:
     PLAN = plan.Plan(configuration.resolve(config, quiet=not workflow.is_main_process))
     if workflow.is_main_process:
         configuration.check_memory(PLAN.config)
 except errors.ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    raise Refused(str(error)) from None
 if workflow.is_main_process and (unpinned := PLAN.unpinned()):
     print(
         f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",

@@ -51,6 +51,7 @@ class Builds:
             file.write_text(overlay)
             options = (*options, "--configfile", str(file))
         environment = {"PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}", **environment}
+        environment["SLURM_CONF"] = os.devnull  # a cluster on this machine is not asked
         code = snakemake(checkout, said, *options, "--", *targets, **environment)
         return code, said.read_text()
 
