@@ -86,7 +86,10 @@ def execute(
     parser.add_argument("--results", type=Path, help="root of all artifacts (default: the output's folder)")
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
+    inherited = [] if ranks.launched() else ranks.forget(os.environ)
     progress(f"# python -m scripts.{stage} {shlex.join(given)}")
+    if inherited:
+        progress(f"ignored, because the launcher alone decides on processes: {', '.join(inherited)} of the environment")
     done: list[str] = []
     if argv is None:
         atexit.register(_end_at_once, done)  # the first to come is the last to go: libraries' own handlers run before
@@ -94,14 +97,18 @@ def execute(
         _execute(stage, run, settings, args, [name.rstrip("*?") for name in inputs])
         done.append(stage)
     except InputError as error:
-        # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
-        for stream in {sys.stderr, sys.stdout}:
-            print(f"{stage}: {error}", file=stream, flush=True)
+        _tell(f"{stage}: {error}")
         return 2
     except Exception:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _tell(text: str) -> None:
+    """Print to both streams: the log keeps it, and the person at the terminal sees it without opening the log."""
+    for stream in {sys.stderr, sys.stdout}:
+        print(text, file=stream, flush=True)
 
 
 def _end_at_once(done: list[str]) -> None:
