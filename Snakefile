@@ -97,3 +97,4 @@ onstart:
             ready,
             [job.output[0] for job in workflow.dag.needrun_jobs() if job.output],
         )
+        bring_back(workflow.dag.needrun_jobs())

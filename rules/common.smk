@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scripts.lib.planning import cluster, paths, slurm, submit, wiring
 from scripts.lib.planning.cards import CARDS
+from scripts.lib.stage import clocks
 from scripts.lib.stage.artifact import canonical_json
 
 
@@ -103,6 +104,17 @@ def ready(artifacts):
     if lines := unready(artifacts):
         raise errors.ConfigError(
             "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
+        )
+
+
+def bring_back(jobs):
+    """Give inputs that a clock ahead of ours has stamped the present time, or the jobs that read them are lost."""
+    read = {Path(path) for job in jobs for path in job.input}
+    if late := read and clocks.bring_back(Path(PLAN.root), read):
+        print(
+            f"made in the future by the clock of this machine, and given the present time: {', '.join(map(str, late))}"
+            f"\n{clocks.HINT}",
+            file=sys.stderr,
         )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from scripts.lib.stage import artifact, ranks, work
+from scripts.lib.stage import artifact, clocks, ranks, work
 from scripts.lib.stage.digest import FORMAT, code_digest, plumbing_digest
 from scripts.lib.stage.errors import InputError
 from scripts.lib.stage.progress import progress as progress
@@ -153,6 +153,9 @@ def _execute(
     with work.locked(folder) as waited:
         artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
+        made_here = [path for listed in paths.values() for path in listed if path.is_relative_to(root)]
+        if wrong := clocks.warnings(folder, made_here):
+            _tell(f"{stage}: warning: {'; '.join(wrong)}\n{clocks.HINT}")
         made_of = {"stage": stage, "settings": settings.model_dump(mode="json"), "code": code, "inputs": inputs}
         job.made_of = made_of
         made = bool(waited) and _already_made(job.output, made_of)
@@ -166,6 +169,8 @@ def _execute(
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": FORMAT, **made_of, **results})
             artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
+        if brought := clocks.bring_back(folder, made_here):
+            progress(f"given the present time, or Snakemake would delete the output: {', '.join(map(str, brought))}")
         ranks.wait()
         ranks.leave()
     print(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", flush=True)
