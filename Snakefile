@@ -42,6 +42,12 @@ if "preset" not in config and "extends" not in config:
     configfile: "config/config.yaml"
 
 
+class Refused(WorkflowError):
+    """Shown to the person as its message, without the place in our rules that passes it on, which explains nothing."""
+
+    __traceback__ = property(lambda self: None, lambda self, value: None)
+
+
 # A job's own Snakemake reads all this again, with the same configuration: notices and the forecast are for the first.
 try:
     if workflow.is_main_process:
@@ -51,7 +57,7 @@ try:
     if workflow.is_main_process:
         configuration.check_memory(PLAN.config)
 except errors.ConfigError as error:
-    raise WorkflowError(str(error)) from None
+    raise Refused(str(error)) from None
 if workflow.is_main_process:
     line = given.introduction(PLAN.config, said.configfiles, said.config)
     own = configuration.own(said.configfiles, said.config)
@@ -130,6 +136,7 @@ onstart:
     if not workflow.touch:
         planned(ready, to_be_made())
         planned(replaced.agree, PLAN, to_be_made())
+        bring_back(workflow.dag.needrun_jobs())
 
 
 onerror:

@@ -3,11 +3,14 @@
 `settings` and `code` are recorded by Snakemake and decide what runs again; everything else is not recorded.
 """
 
+import contextlib
+import io
 import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, paths, present, wiring
+from scripts.lib.planning import cluster, paths, present, slurm, submit, wiring
 from scripts.lib.planning.cards import CARDS
+from scripts.lib.stage import clocks
 from scripts.lib.stage.artifact import canonical_json
 
 
@@ -16,7 +19,7 @@ def planned(question, *args, **kwargs):
     try:
         return question(*args, **kwargs)
     except errors.ConfigError as error:
-        raise WorkflowError(str(error)) from None
+        raise Refused(str(error)) from None
 
 
 class Unrecorded:
@@ -42,10 +45,53 @@ CONDA = any(
 )
 SITE = None
 if "site" in NAMED:
-    SITE = planned(
-        cluster.read_site, Path(workflow.basedir) / NAMED["site"], PLAN.config, CONDA
-    )
+    SITE = planned(cluster.read_site, Path(workflow.basedir) / NAMED["site"], CONDA)
     planned(cluster.use_scratch, SITE)
+
+
+def command_line():
+    """Snakemake's options: it tells a workflow what runs its jobs, and whether any run, only after the rules."""
+    from snakemake.cli import parse_args
+
+    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile again
+        return parse_args(sys.argv[1:])[1]
+
+
+ONLY_LOOKS = (
+    *("dryrun", "touch", "unlock", "lint", "list_rules", "list_target_rules"),
+    *("print_compilation", "dag", "rulegraph", "filegraph", "d3dag", "summary"),
+    *("detailed_summary", "list_changes", "list_input_changes", "list_untracked"),
+    *("list_params_changes", "cleanup_metadata", "archive", "report"),
+)
+
+
+def settled(site, looks):
+    """The site with what it leaves to SLURM, which is asked once, where jobs are submitted; a look goes on without."""
+    try:
+        has = slurm.ask(tries=1 if looks else slurm.TRIES)
+        site = cluster.settle(site, has, PLAN.config)
+        print(*cluster.in_words(site, has, PLAN.config), sep="\n", file=sys.stderr)
+    except errors.ConfigError as error:
+        if not looks:
+            raise Refused(str(error)) from None
+        print(f"not ready to submit: {error}", file=sys.stderr)
+    return site
+
+
+if SITE and workflow.is_main_process:
+    COMMAND = command_line()
+    looks = any(getattr(COMMAND, option) for option in ONLY_LOOKS)
+    if COMMAND.executor == "slurm":
+        SITE = settled(SITE, looks)
+    if COMMAND.executor == "slurm" and not looks:
+        if earlier := " ".join(submit.left_by_others()):
+            print(
+                "still in the queue from an earlier or another build here: jobs"
+                f" {earlier}; steps that still run are waited for."
+                f" Hint: `scancel {earlier}` ends them.",
+                file=sys.stderr,
+            )
+        submit.stand_in()
 
 
 def unready(artifacts):
@@ -68,6 +114,17 @@ def ready(artifacts):
     if lines:
         raise errors.ConfigError(
             "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
+        )
+
+
+def bring_back(jobs):
+    """Give inputs that a clock ahead of ours has stamped the present time, or the jobs that read them are lost."""
+    read = {Path(path) for job in jobs for path in job.input}
+    if late := read and clocks.bring_back(Path(PLAN.root), read):
+        print(
+            f"made in the future by the clock of this machine, and given the present time: {', '.join(map(str, late))}"
+            f"\n{clocks.HINT}",
+            file=sys.stderr,
         )
 
 

@@ -1,6 +1,7 @@
 """Every command of the README is run, in order, in a finished build."""
 
 import re
+import shutil
 import sys
 
 import pytest
@@ -34,11 +35,19 @@ def test_every_command_of_the_readme_works(scratch_build):
         run(scratch_build, "bash", "-c", f"set -euo pipefail; {command}")
 
 
-def test_the_command_for_a_cluster_asks_for_the_site_first(checkout):
-    done = run(checkout, "snakemake", "--profile", "slurm", "iter3_policy", check=False)
-    assert done.returncode != 0
-    for line in ("site.yaml: fill in what your cluster needs", "- account: not filled in. Hint: ", "- cpu_partition: "):
-        assert line in done.stdout + done.stderr
+def test_the_command_for_a_cluster_plans_anywhere_and_says_what_it_lacks(checkout, tmp_path, monkeypatch):
+    for name in ("bash", "env", "git", "sh", "which"):  # and no SLURM
+        (tmp_path / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = ("snakemake", "--profile", "slurm", "iter3_policy")
+    planned = run(checkout, *command, "-n", "--quiet", "rules")
+    assert planned.stderr.count("not ready to submit: SLURM is not on this machine: no `scontrol` on PATH\nHint: ") == 1
+    assert "train_dpo" in planned.stdout + planned.stderr
+    refused = run(checkout, *command, check=False)
+    assert refused.returncode != 0
+    assert "SLURM is not on this machine" in refused.stderr
+    for ours in ("WorkflowError", 'File "', "Building DAG"):
+        assert ours not in refused.stdout + refused.stderr
     assert not (checkout / "results").exists()
 
 

@@ -32,6 +32,17 @@ def dry_run(site_filled_in):
     @cache
     def plan(preset: str, profile: str):
         files = () if preset == "tiny" else ("--configfile", f"config/presets/{preset}.yaml")
-        return run(site_filled_in, "snakemake", "-n", "-p", *PROFILES[profile], *files, "--", "all")
+        return run(
+            site_filled_in,
+            "env",
+            "SLURM_CONF=/dev/null",
+            "snakemake",
+            "-n",
+            "-p",
+            *PROFILES[profile],
+            *files,
+            "--",
+            "all",
+        )
 
     return plan

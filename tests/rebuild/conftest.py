@@ -59,6 +59,7 @@ class Builds:
         if replace and "-n" not in options:  # a changed build replaces trained weights, and would ask first
             options = (*options, "--config", "replace=true")
         environment = {"PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}", **environment}
+        environment["SLURM_CONF"] = os.devnull  # a cluster on this machine is not asked
         code = snakemake(checkout, said, *options, "--", *targets, **environment)
         return code, said.read_text()
 

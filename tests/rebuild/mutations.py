@@ -127,14 +127,7 @@ edits(
 )
 # Options of the command
 
-TABLE["a profile for a cluster"] = Mutation(
-    NOTHING,
-    append(
-        "profiles/slurm/site.yaml",
-        "account: a\ncpu_partition: c\ngpu_partition: g\nmax_mem_mb: null\nmax_runtime: null\n",
-    ),
-    options=("--profile", "slurm"),
-)
+TABLE["a profile for a cluster"] = Mutation(NOTHING, options=("--profile", "slurm"))
 TABLE["a profile for several GPUs"] = Mutation(NOTHING, options=("--profile", "profiles/gpu"))
 
 for option in (

@@ -95,11 +95,16 @@ def requests(jobs: list[dict[str, str]]) -> dict[str, set[Request]]:
 
 
 class Build:
-    """A fresh copy of the checkout with its site filled in and one overlay, built by the profile or on this machine."""
+    """A fresh copy of the checkout with its site filled in and one overlay, built by the profile or on this machine.
 
-    def __init__(self, folder: Path, overlay: dict, **site) -> None:
+    With `as_cloned` the site stays as it comes. Programs in `first` hide those of the same name.
+    """
+
+    def __init__(self, folder: Path, overlay: dict, as_cloned: bool = False, first: Path | None = None, **site) -> None:
         self.folder = copy_checkout(folder)
-        (folder / "profiles" / "slurm" / "site.yaml").write_text(yaml.safe_dump({**SITE, **site}))
+        if not as_cloned:
+            (folder / "profiles" / "slurm" / "site.yaml").write_text(yaml.safe_dump({**SITE, **site}))
+        self.first = [str(first)] if first else []
         (folder / "overlay.yaml").write_text(json.dumps(overlay))
         self.results = folder / "results" / "tiny"
         self.began = time.time()
@@ -107,7 +112,7 @@ class Build:
 
     def start(self, *words: str) -> subprocess.Popen:
         """Snakemake, in a process group of its own as a shell would start it."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([*self.first, str(Path(sys.executable).parent), os.environ["PATH"]])
         process = subprocess.Popen(
             ["snakemake", *words, "--configfile", "overlay.yaml"],
             cwd=self.folder,

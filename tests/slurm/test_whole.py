@@ -9,7 +9,7 @@ ASKED = Request("cpu", memory="3000M", limit="00:20:00")
 
 
 def test_the_tiny_preset_through_slurm_has_the_bytes_of_a_local_build(slurm, make, build):
-    there = make("whole", {})
+    there = make("whole", {}, as_cloned=True)
     code, output = there.on_slurm("iter3_policy", timeout=3000)
     assert code == 0, output[-4000:]
     asked = requests(accounted(*FIELDS, since=there.began))

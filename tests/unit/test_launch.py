@@ -15,6 +15,7 @@ from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import InputError
 from tests.unit.conftest import RUNTIME
 from tests.unit.steps import STEPS
+from tests.unit.test_ranks import HOSTILE
 
 STAGE = ["scripts.train_dpo", "--settings", "{}"]
 
@@ -110,7 +111,7 @@ def test_two_processes_train_one_model_with_the_losses_of_one_process(tmp_path, 
     made = {}
     for processes in (1, 2):
         output = tmp_path / str(processes) / "model"
-        done = launched(processes, module, settings, inputs, output)
+        done = launched(processes, module, settings, inputs, output, **HOSTILE)  # all of it is ignored
         assert done.returncode == 0, done.stderr[-3000:]
         manifest = json.loads(output.with_suffix(".json").read_text())
         run = json.loads(output.with_name("model.run.json").read_text())

@@ -189,7 +189,8 @@ def common():
         resource_settings=SimpleNamespace(default_resources=None),
         deployment_settings=SimpleNamespace(deployment_method=set()),
     )
-    names = {"PLAN": PLAN, "errors": errors, "WorkflowError": RuntimeError, "workflow": workflow, "ancient": ancient}
+    names = {"PLAN": PLAN, "errors": errors, "workflow": workflow, "ancient": ancient}
+    names |= {"WorkflowError": RuntimeError, "Refused": RuntimeError}
     exec(compile((ROOT / "rules" / "common.smk").read_text(), "common.smk", "exec"), names)  # noqa: S102
     return SimpleNamespace(**names)
 

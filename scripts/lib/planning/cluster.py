@@ -1,6 +1,7 @@
 """What a step asks a machine or a cluster for, and how its processes are started: pure functions of config and site.
 
-A site is what only its users know: account, partitions, GPU model, scratch, interpreters (profiles/slurm/site.yaml).
+A site is what a cluster has for its users: account, partitions, GPU model, scratch, interpreters. The file
+profiles/slurm/site.yaml names what SLURM itself cannot answer, or answers otherwise than wanted (slurm.py asks it).
 Nothing here decides a result, so nothing of it is recorded by Snakemake.
 """
 
@@ -15,9 +16,11 @@ from typing import Any
 import yaml
 
 from scripts.lib.kinds.config import Config
+from scripts.lib.planning import slurm
 from scripts.lib.planning.card import Wildcards
 from scripts.lib.planning.cards import CARDS, card
 from scripts.lib.planning.runs import Runs
+from scripts.lib.planning.slurm import Cluster
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import Complaints, ConfigError
 
@@ -29,15 +32,17 @@ ALL_CORES = 1000
 # Made by `make rollout-env`; relative, because a plan must not depend on where the checkout lies.
 ROLLOUT_PYTHON = ".venv-rollout/bin/python"
 
-UNFILLED = "CHANGE_ME"
 NUMBERS = ("max_mem_mb", "max_runtime")
+ANY_GPU = "any"
+GPU_MODEL = r"[a-zA-Z0-9_.]+"  # what the SLURM plugin accepts
 SITE_KEYS = {
     "account": "an account to charge; `sacctmgr show associations user=$USER` lists yours, null names none.",
-    "cpu_partition": "a partition for steps without a GPU; `sinfo -s` lists them.",
-    "gpu_partition": "a partition with GPUs; `sinfo -o '%P %G'` lists them.",
-    "gpu_model": "the type that SLURM gives your GPUs, as in gpu:TYPE:8 of `sinfo -o %G`; null takes any.",
-    "max_mem_mb": "the memory of your largest node, MiB (`sinfo -o '%P %m'`): attempts ask for no more; null: none.",
-    "max_runtime": "the longest time limit of your partitions, minutes (`sinfo -o '%P %l'`); null: no limit.",
+    "cpu_partition": "a partition for steps without a GPU; `sinfo -s` lists them, null takes the cluster's default.",
+    "gpu_partition": "a partition with GPUs; `sinfo -o '%P %G'` lists them, null takes what the cluster offers.",
+    "gpu_model": "the type that SLURM gives your GPUs, as in gpu:TYPE:8 of `sinfo -o %G`; any takes any, null the only "
+    "one.",
+    "max_mem_mb": "the most memory that an attempt asks for, MiB; null: that of the partition's largest node.",
+    "max_runtime": "the longest time that an attempt asks for, minutes; null: the partition's limit.",
     "scratch": "a folder that every node has, for temporary files and caches; null leaves TMPDIR as it is.",
     "train_python": "the interpreter of the training environment; null takes `python` on PATH.",
     "rollout_python": "the interpreter with vLLM; null: runtime.rollout_python, or what `make rollout-env` has made.",
@@ -129,16 +134,17 @@ def resources(config: Config, rule: str, site: Site | None, attempt: int = 1) ->
     the SLURM plugin, which then leaves it to the launcher to start one task on every node.
     """
     needed = needs(config, rule)
-    limits = site or {}
+    most_memory, longest = limits(needed, site)
     asked: dict[str, Any] = {
-        "mem_mb": _growing(needed.mem_mb, attempt, limits.get("max_mem_mb")),
-        "runtime": _growing(needed.runtime, attempt, limits.get("max_runtime")),
+        "mem_mb": _growing(needed.mem_mb, attempt, most_memory),
+        "runtime": _growing(needed.runtime, attempt, longest),
     }
     if site is None:
         return asked | ({"gpu": needed.gpus} if needed.gpus else {})
     # Said once more because Snakemake cuts a rule's threads down to the cores of the machine it is started on.
     asked["cpus_per_task"] = threads(config, rule, site)
-    asked["slurm_partition"] = site["gpu_partition"] if needed.gpus else site["cpu_partition"]
+    if partition := _partition(needed, site):
+        asked["slurm_partition"] = partition
     if site["account"]:
         asked["slurm_account"] = site["account"]
     if needed.gpus:
@@ -151,7 +157,23 @@ def resources(config: Config, rule: str, site: Site | None, attempt: int = 1) ->
 
 def gres(gpus: int, site: Site) -> str:
     """SLURM's name for a number of GPUs on every node, such as gpu:h100:8."""
-    return ":".join(["gpu", *([site["gpu_model"]] if site["gpu_model"] else []), str(gpus)])
+    model = site["gpu_model"]
+    return ":".join(["gpu", *([model] if model and model != ANY_GPU else []), str(gpus)])
+
+
+def _partition(needed: Needs, site: Site) -> str | None:
+    """Where a step goes; None where a job's own Snakemake asks, which submits nothing."""
+    partition: str | None = site["gpu_partition"] if needed.gpus else site["cpu_partition"]
+    return partition
+
+
+def limits(needed: Needs, site: Site | None) -> tuple[int | None, int | None]:
+    """(memory in MiB, minutes) that no attempt goes beyond: the site's own, or those of the step's partition."""
+    if site is None:
+        return None, None
+    partition = site.get("partitions", {}).get(_partition(needed, site))
+    most_memory, longest = (partition.mem_mb, partition.minutes) if partition else (None, None)
+    return site["max_mem_mb"] or most_memory, site["max_runtime"] or longest
 
 
 def _growing(amount: int, attempt: int, limit: int | None) -> int:
@@ -238,40 +260,119 @@ def _has(program: str, package: str) -> bool:
     return any(Path(program).parent.parent.glob(f"lib*/python3*/site-packages/{package}-*.dist-info"))
 
 
-def read_site(path: Path, config: Config, conda: bool) -> Site:
-    """A site's settings, complete. Raises ConfigError that lists every key that is unknown, missing or not filled in.
+def read_site(path: Path, conda: bool) -> Site:
+    """A site's settings, complete: what the file leaves out is null. Raises ConfigError that lists every wrong key.
 
-    The GPU partition may stay unfilled while no step of the configuration asks for a GPU. Interpreters and `--sdm
-    conda` exclude each other: a build must not be made by one today and by the other tomorrow.
+    Interpreters and `--sdm conda` exclude each other: a build must not be made by one today and by the other tomorrow.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file\nHint: the profile's default-resources name it as `site`.")
-    complaints, said = Complaints(), yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    on_gpu = any(needs(config, rule).gpus for rule in computing())
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML: {error}\nHint: write one KEY: VALUE per line.") from error
+    if not isinstance(said, dict):
+        raise ConfigError(f"{path}: {said!r} is no table of keys\nHint: write one KEY: VALUE per line.")
+    complaints = Complaints()
     for key in said:
         if key not in SITE_KEYS:
-            complaints.unknown(key, None, "unknown key", SITE_KEYS)
-    site = {key: said.get(key, UNFILLED) for key in SITE_KEYS}
+            complaints.unknown(str(key), None, "unknown key", SITE_KEYS)
+    site: Site = {key: said.get(key) for key in SITE_KEYS}
     for key, hint in SITE_KEYS.items():
         value = site[key]
-        if value == UNFILLED and (key != "gpu_partition" or on_gpu):
-            complaints.add(key, None, "not filled in", hint)
-        elif value not in (None, UNFILLED) and not isinstance(value, int if key in NUMBERS else str):
-            complaints.add(key, value, f"must be {'a number' if key in NUMBERS else 'text'} or null", hint)
-        elif key == "gpu_model" and value is not None and not re.fullmatch(r"[a-zA-Z0-9_.]+", value):
+        if value is None:
+            continue
+        if key in NUMBERS:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                complaints.add(key, value, "must be a whole number above 0, or null", hint)
+        elif not isinstance(value, str) or not value.strip():
+            complaints.add(key, value, "must be text or null", hint)
+        elif key == "gpu_model" and not re.fullmatch(GPU_MODEL, value):
             text = "the SLURM plugin takes letters, digits, _ and . only"
             complaints.add(
-                key, value, text, "set it to null, and name the nodes' feature by `constraint` in the profile."
+                key, value, text, "set it to any, and name the nodes' feature by `constraint` in the profile."
             )
-        elif value is None and key.endswith("partition"):
-            complaints.add(key, None, "must name a partition", hint)
-        elif conda and value is not None and key.endswith("python"):
+        elif conda and key.endswith("python"):
             complaints.add(key, value, "excludes --sdm conda", "set it to null, or leave out --sdm conda.")
     if complaints:
         raise ConfigError(
-            f"{path}: fill in what your cluster needs\n" + "\n".join(f"  - {line}" for line in complaints)
+            f"{path}: {len(complaints)} of its keys cannot be used\n" + "\n".join(f"  - {line}" for line in complaints)
         )
     return site
+
+
+def settle(site: Site, has: Cluster, config: Config) -> Site:
+    """A site with everything that it leaves to the cluster filled in.
+
+    Raises ConfigError that lists, with the choices, each key for which the cluster has several answers or none, and
+    each step that asks for more cores or GPUs than any node of its partition has.
+    """
+    complaints, settled = Complaints(), {**site, "partitions": has.partitions}
+    on_gpu = [rule for rule in computing() if needs(config, rule).gpus]
+    choices = slurm.listed(has.partitions.values())
+    if site["account"] is None and len(has.accounts.names) > 1 and not has.accounts.default:
+        names = ", ".join(has.accounts.names)
+        complaints.add("account", None, f"the cluster knows no default among your accounts: {names}", "name one.")
+    elif site["account"] and has.accounts.names and site["account"] not in has.accounts.names:
+        complaints.unknown("account", site["account"], "is no account of yours", has.accounts.names)
+    for key, choose in {"cpu_partition": slurm.default_partition, "gpu_partition": slurm.gpu_partition}.items():
+        if key == "gpu_partition" and not on_gpu:
+            continue
+        settled[key] = site[key] or choose(has)
+        if site[key] and site[key] not in has.partitions:
+            complaints.unknown(key, site[key], "the cluster has no such partition for you", has.partitions)
+        elif not settled[key] and key == "cpu_partition":
+            complaints.add(key, None, f"the cluster has no default partition; it has {choices}", "name one.")
+        elif not settled[key]:
+            with_gpus = slurm.listed(each for each in has.partitions.values() if each.gpus)
+            complaints.add(key, None, f"which one is not clear; with GPUs there are: {with_gpus}", "name one.")
+    gpus = has.partitions[settled["gpu_partition"]].gpus if settled["gpu_partition"] in has.partitions else {}
+    wanted = site["gpu_model"]
+    if on_gpu and gpus and wanted is None and len(gpus) > 1:
+        text = f"{settled['gpu_partition']} has GPUs of several types: {', '.join(filter(None, gpus))}"
+        complaints.add("gpu_model", None, text, "name one; `any` takes what comes, be it another for each step.")
+    elif on_gpu and any(gpus) and wanted not in (None, ANY_GPU, *gpus):
+        complaints.unknown("gpu_model", wanted, f"{settled['gpu_partition']} has no such GPU", [*filter(None, gpus)])
+    elif on_gpu and settled["gpu_partition"] in has.partitions and not gpus:
+        complaints.add("gpu_partition", settled["gpu_partition"], "has no GPUs", f"there are {choices}.")
+    if not complaints:
+        _fit(complaints, settled, config)
+    if complaints:
+        lines = "\n".join(f"  - {line}" for line in complaints)
+        raise ConfigError(f"the cluster does not answer everything that profiles/slurm/site.yaml leaves open\n{lines}")
+    return settled
+
+
+def _fit(complaints: Complaints, site: Site, config: Config) -> None:
+    """Complain of steps that no node of their partition can hold; SLURM would refuse them one by one, days later."""
+    for rule in submitted():
+        needed = needs(config, rule)
+        partition = site["partitions"][_partition(needed, site)]
+        gpus = partition.gpus.get(site["gpu_model"]) or sum(partition.gpus.values())
+        cores = threads(config, rule, site)
+        hint = "lower it, or name another partition in profiles/slurm/site.yaml."
+        if needed.gpus > gpus:
+            text = f"no node of {partition.name} has more than {gpus}"
+            complaints.add(f"resources.{rule}.gpus", needed.gpus, text, hint)
+        if partition.cpus and cores > partition.cpus:
+            text = f"no node of {partition.name} has more than {partition.cpus} cores"
+            complaints.add(f"resources.{rule}.threads", cores, text, hint)
+
+
+def in_words(site: Site, has: Cluster, config: Config) -> list[str]:
+    """What a settled site asks for, in one line, and a line for each step whose wish the limits cut down."""
+    parts = [f"steps without a GPU in {has.partitions[site['cpu_partition']]}"]
+    if any(needs(config, rule).gpus for rule in computing()):
+        model = site["gpu_model"] or ANY_GPU
+        parts.append(f"with GPUs ({model}) in {has.partitions[site['gpu_partition']]}")
+    account = site["account"] or (f"none named ({has.accounts.default})" if has.accounts.default else "none named")
+    lines = [f"SLURM: {'; '.join(parts)}; account: {account} (profiles/slurm/site.yaml overrides)"]
+    for rule in submitted():
+        needed = needs(config, rule)
+        for key, wish, most in zip(("mem_mb", "runtime"), (needed.mem_mb, needed.runtime), limits(needed, site)):
+            if most and wish > most:
+                lines.append(f"SLURM: {rule} asks for {key} = {most}, the limit there, and not for {wish}")
+    return lines
 
 
 def use_scratch(site: Site | None) -> None:

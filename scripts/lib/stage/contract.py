@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from scripts.lib.stage import artifact, ranks, work
+from scripts.lib.stage import artifact, clocks, ranks, work
 from scripts.lib.stage.digest import FORMAT, code_digest, plumbing_digest
 from scripts.lib.stage.errors import InputError
 from scripts.lib.stage.progress import progress as progress
@@ -89,7 +89,10 @@ def execute(
     parser.add_argument("--results", type=Path, help="root of all artifacts (default: the output's folder)")
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
+    inherited = [] if ranks.launched() else ranks.forget(os.environ)
     progress(f"# python -m scripts.{stage} {shlex.join(given)}")
+    if inherited:
+        progress(f"ignored, because the launcher alone decides on processes: {', '.join(inherited)} of the environment")
     done: list[str] = []
     if argv is None:
         atexit.register(_end_at_once, done)  # the first to come is the last to go: libraries' own handlers run before
@@ -97,14 +100,18 @@ def execute(
         _execute(stage, run, settings, args, [name.rstrip("*?") for name in inputs])
         done.append(stage)
     except InputError as error:
-        # Both streams: the log keeps it, and the person at the terminal sees it without opening the log.
-        for stream in {sys.stderr, sys.stdout}:
-            say(f"{stage}: {error}", stream)
+        _tell(f"{stage}: {error}")
         return 2
     except Exception:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _tell(text: str) -> None:
+    """Print to both streams: the log keeps it, and the person at the terminal sees it without opening the log."""
+    for stream in {sys.stderr, sys.stdout}:
+        say(text, stream)
 
 
 def _end_at_once(done: list[str]) -> None:
@@ -150,6 +157,10 @@ def _execute(
     with work.locked(folder) as waited:
         artifact.sweep(job.output)
         inputs = {name: [_described(path, root) for path in paths[name]] for name in paths}
+        made_here = [path for listed in paths.values() for path in listed if path.is_relative_to(root)]
+        with contextlib.suppress(OSError):  # a clock that cannot be looked at stops no work
+            if wrong := clocks.warnings(folder, made_here):
+                _tell(f"{stage}: warning: {'; '.join(wrong)}\n{clocks.HINT}")
         made_of = {"stage": stage, "settings": settings.model_dump(mode="json"), "code": code, "inputs": inputs}
         job.made_of = made_of
         made = bool(waited) and _already_made(job.output, made_of)
@@ -163,6 +174,7 @@ def _execute(
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
             artifact.write_json(artifact.manifest_path(job.output), {"format": FORMAT, **made_of, **results})
             _keep_run_facts(job, started)
+        _keep_in_time(folder, made_here)
         ranks.wait()
         ranks.leave()
     say(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", sys.stdout)
@@ -184,6 +196,13 @@ def _keep_run_facts(job: Job[Any], started: float) -> None:
         artifact.write_json(artifact.run_path(job.output), _run_facts(job, started))
     except Exception as error:
         progress(f"{artifact.run_path(job.output)}: not written ({error}); the artifact itself is whole")
+
+
+def _keep_in_time(folder: Path, inputs: list[Path]) -> None:
+    """Bring inputs of the future back, or Snakemake would delete the output."""
+    with contextlib.suppress(OSError):  # then Snakemake will say so
+        if brought := clocks.bring_back(folder, inputs):
+            progress(f"given the present time, or Snakemake would delete the output: {', '.join(map(str, brought))}")
 
 
 def _run_facts(job: Job[Any], started: float) -> dict[str, Any]:

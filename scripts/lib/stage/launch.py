@@ -2,9 +2,10 @@
 
     python -m scripts.lib.stage.launch --nodes 2 --processes 8 --gpus 8 --threads 64 --granted scripts.train_dpo …
 
-The number of processes is what was asked for; each is told it by torchrun and the trainer holds it against its own
-(models/training.py). A rank that dies takes the others down: torchrun those of its node, srun the other nodes.
-Outside a cluster the GPUs of one machine are handed out by slots (scripts/lib/stage/slots.py).
+The number of processes is what was asked for, and nothing that the environment says of processes counts (ranks.py).
+Each is told it by torchrun and the trainer holds it against its own (models/training.py). A rank that dies takes the
+others down: torchrun those of its node, srun the other nodes. Outside a cluster the GPUs of one machine are handed out
+by slots (scripts/lib/stage/slots.py).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from scripts.lib.stage import slots
+from scripts.lib.stage import ranks, slots
 
 # Where the ranks meet: a port of the first node, by the job's number, so that two jobs on a node do not meet.
 FIRST_PORT, PORTS = 20_000, 10_000
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--on-node", action="store_true", help="this is srun's task on one of several nodes")
     parser.add_argument("stage", nargs=argparse.REMAINDER, help="the stage's module and its arguments")
     args = parser.parse_args(argv)
+    ranks.forget(os.environ)
     if args.granted and (args.on_node or args.nodes == 1) and (wrong := not_granted(args.nodes, args.gpus, os.environ)):
         print(f"{wrong}\nHint: compare `resources` in config with what the partition gives.", file=sys.stderr)
         return 2
@@ -103,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ[f"{library}_NUM_THREADS"] = str(max(1, args.threads // args.processes))
     if args.on_node and "TMPDIR" in os.environ:
         Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)  # the first node has made only its own
+    os.environ[ranks.LAUNCHER] = str(os.getpid())  # torchrun's too, as this process becomes it
     sys.stderr.flush()
     os.execvp(command[0], command)  # noqa: S606
 
