@@ -85,6 +85,14 @@ if workflow.is_main_process:
         print(f"not ready for all steps: {line}", file=sys.stderr)
 
 
+onsuccess:
+    tell_warnings()
+
+
+onerror:
+    tell_warnings()
+
+
 onstart:
     if not workflow.touch:
         planned(

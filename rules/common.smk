@@ -6,7 +6,7 @@
 import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, paths, wiring
+from scripts.lib.planning import cluster, paths, warned, wiring
 from scripts.lib.planning.cards import CARDS
 from scripts.lib.stage.artifact import canonical_json
 
@@ -59,6 +59,14 @@ def ready(artifacts):
         raise errors.ConfigError(
             "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
         )
+
+
+def tell_warnings():
+    """Print what the jobs that ran warned of; those that are brought up to date by --touch did not run."""
+    ran = [] if workflow.touch else workflow.dag.finished_jobs
+    artifacts = [job.output[0] for job in ran if job.rule.name in CARDS]
+    for line in warned.lines(artifacts):
+        print(line, file=sys.stderr)
 
 
 # Of a rule: what it reads, and which values of its wildcards are its own

@@ -22,6 +22,8 @@ EVALUATION_FILE = re.compile(POLICY + r"/eval/(?P<benchmark>\w+)\.(?:json|parque
 PAIRS_FILE = re.compile(POLICY + r"/rollouts/\w+/(?P<prompts>\w+-\d+)/pairs/(?P<reward>\w+)/(?P<pairing>\w+)\.json$")
 ENGINE_FILE = re.compile(POLICY + r"/rollouts/(?P<sampling>\w+)/(?P<prompts>\w+-\d+)/engine\.json$")
 REWARD_FILE = re.compile(r"(?:^|/)reward/(?P<reward>\w+)/model\.json$")
+BENEATH_RESULTS = r"(?:^|/)(?P<artifact>(?:sft/\w+|runs/\w+/iter[1-9][0-9]*|reward/\w+)/"
+DESCRIBED = re.compile(BENEATH_RESULTS + r"(?:policy|model|eval/\w+|rollouts/.+))\.json$")
 WEIGHTS_FILE = re.compile(POLICY + r"/policy(?:\.json)?$")
 
 
@@ -83,6 +85,13 @@ class Step(NamedTuple):
     manifest: Manifest
 
 
+class Warned(NamedTuple):
+    """A step that warned, by the path of its artifact beneath the results, and what it said."""
+
+    where: str
+    text: str
+
+
 @dataclass
 class Described:
     """Manifests by what they describe. `weights` maps a policy to the SHA-256 of its weights."""
@@ -92,6 +101,7 @@ class Described:
     engines: list[Step] = field(default_factory=list)
     rewards: list[Step] = field(default_factory=list)
     weights: dict[str, str] = field(default_factory=dict)
+    warnings: list[Warned] = field(default_factory=list)
 
     def add(self, path: Path) -> None:
         """Read one manifest and put it where it belongs. Raises InputError if that is nowhere."""
@@ -99,6 +109,8 @@ class Described:
         for entry in [entry for entries in manifest.get("inputs", {}).values() for entry in entries]:
             if weights := WEIGHTS_FILE.search(entry["path"]):
                 self.weights[weights["policy"]] = entry["sha256"]
+        if place := DESCRIBED.search(str(path)):
+            self.warnings += [Warned(place["artifact"], text) for text in manifest.get("warnings", [])]
         if evaluation := EVALUATION_FILE.search(str(path)):
             self.evaluations[evaluation["benchmark"], evaluation["policy"]] = manifest
         elif pairs := PAIRS_FILE.search(str(path)):
@@ -127,6 +139,7 @@ class Facts:
     engines: list[Step]
     rewards: list[Step]
     weights: dict[str, str]
+    warnings: list[Warned]
 
 
 def read(settings: BuildReport, inputs: Mapping[str, list[Path]]) -> Facts:
@@ -147,7 +160,7 @@ def read(settings: BuildReport, inputs: Mapping[str, list[Path]]) -> Facts:
         for name, labellers in (settings.benchmarks.items() if runs else ())
     ]
     steps = (described.pairs, described.engines, described.rewards)
-    return Facts(settings.preset, runs, benchmarks, *steps, described.weights)
+    return Facts(settings.preset, runs, benchmarks, *steps, described.weights, described.warnings)
 
 
 def _benchmark(
