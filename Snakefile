@@ -139,7 +139,12 @@ onstart:
         bring_back(workflow.dag.needrun_jobs())
 
 
+onsuccess:
+    tell_warnings()
+
+
 onerror:
+    tell_warnings()
     failures.show(
         (job.rule.name, log) for job in workflow.scheduler.failed for log in job.log
     )

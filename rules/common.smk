@@ -8,7 +8,8 @@ import io
 import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, paths, present, slurm, submit, wiring
+from scripts.lib.planning import cluster, paths, present, slurm, submit
+from scripts.lib.planning import warned, wiring
 from scripts.lib.planning.cards import CARDS
 from scripts.lib.stage import clocks
 from scripts.lib.stage.artifact import canonical_json
@@ -126,6 +127,14 @@ def bring_back(jobs):
             f"\n{clocks.HINT}",
             file=sys.stderr,
         )
+
+
+def tell_warnings():
+    """Print what the jobs that ran warned of; those that are brought up to date by --touch did not run."""
+    ran = [] if workflow.touch else workflow.dag.finished_jobs
+    artifacts = [job.output[0] for job in ran if job.rule.name in CARDS]
+    for line in warned.lines(artifacts):
+        print(line, file=sys.stderr)
 
 
 # Of a rule: what it reads, and which values of its wildcards are its own

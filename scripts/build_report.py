@@ -26,6 +26,7 @@ def run(job: contract.Job[BuildReport]) -> None:
         "pair_tables": len(facts.pairs),
         "engine_checks": len(facts.engines),
         "reward_models": len(facts.rewards),
+        "warnings": len(facts.warnings),
         "prompts_shown": sum(len(section.samples) for section in parts.benchmarks),
     }
     for benchmark in facts.benchmarks:

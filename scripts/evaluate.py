@@ -14,7 +14,7 @@ the engine check computed, since a rounding difference of 0.05 nats per token is
 import sys
 from typing import Any
 
-from scripts.lib.data import tables
+from scripts.lib.data import gates, tables
 from scripts.lib.data.schemas.engine_check import ENGINE_CHECK
 from scripts.lib.data.schemas.evaluation import EVALUATION
 from scripts.lib.data.schemas.logprobs import LOGPROBS
@@ -79,6 +79,9 @@ def run(job: contract.Job[Evaluate]) -> None:
         for mode in MODES
         if (chosen := [row for row in rows if (row["temperature"] > 0) == (mode == "sampled")])
     }
+    warnings = gates.of_evaluation(next(iter(job.metrics.values())), job.settings)
+    option = f"stop_on_warnings of evaluation.{job.output.stem}"
+    gates.tell(job, warnings, job.settings.stop_on_warnings, option)
     job.counts = {"prompts": len({row["prompt_id"] for row in rows}), "responses": len(rows)}
     columns = list(EVALUATION)
     table = [

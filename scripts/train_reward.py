@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from scripts.lib.data import tables
+from scripts.lib.data import gates, tables
 from scripts.lib.data.schemas.preferences import PREFERENCES
 from scripts.lib.kinds.rewards import TrainReward
 from scripts.lib.stage import contract, ranks
@@ -106,6 +106,8 @@ def run(job: contract.Job[TrainReward]) -> None:
         for i, value in zip(batch, forward.rewards(trained, tokenizer, [sequences[i] for i in batch], device)):
             scores[i] = value
     job.metrics |= heldout_metrics([scores[2 * i] - scores[2 * i + 1] for i in range(len(heldout))])
+    warnings = gates.of_reward(job.metrics["heldout_accuracy"])
+    gates.tell(job, warnings, job.runtime.stop_on_warnings, "runtime.stop_on_warnings")
     longer = sum(len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in heldout) / len(heldout)
     job.metrics["heldout_longer_is_chosen"] = longer
     job.counts = {

@@ -160,6 +160,7 @@ WITH_TABLES = (
 )
 BY_HELPER = {
     "data/columns": WITH_TABLES,
+    "data/gates": f"make_base {TRAININGS} evaluate",
     "data/licences": "curate_data make_prompts",
     "data/responses": "build_pairs train_raft",
     "data/engine_gap": "train_dpo train_raft",
@@ -184,7 +185,7 @@ BY_HELPER = {
     "data/schemas/rollouts": "sample_rollouts score_rollouts verify_rollouts score_logprobs build_pairs "
     "train_raft evaluate",
     "models/accumulation": TRAININGS,
-    "models/chat": "make_base train_sft train_reward sample_rollouts score_rollouts score_reference train_dpo",
+    "models/chat": f"make_base {TRAININGS} sample_rollouts score_rollouts score_reference",
     "models/forward": "train_reward sample_rollouts score_rollouts score_logprobs score_reference train_dpo",
     "models/generation": "sample_rollouts",
     "models/loading": f"make_base {TRAININGS} sample_rollouts score_rollouts score_logprobs score_reference",
@@ -467,6 +468,8 @@ EVALUATIONS = {*of("evaluate"), REPORT, "all"}
 overlays(EVALUATIONS, {
     "confidence of the evaluation": "evaluation: {heldout: {confidence: 0.9}}",
     "resamples of the evaluation": "evaluation: {heldout: {resamples: 500}}",
+    "the bound of the KL": "evaluation: {heldout: {max_kl: 20}}",
+    "an evaluation that stops the build": "evaluation: {heldout: {stop_on_warnings: true}}",
     "one labeller less in the evaluation": "evaluation: {heldout: {rewards: [gold]}}",
     "the evaluation's labellers swapped": "evaluation: {heldout: {rewards: [bt, gold]}}",
 })  # fmt: skip

@@ -24,7 +24,7 @@ from scripts.lib.stage.artifact import canonical_json, input_digest, read_json, 
 from scripts.lib.stage.digest import ROOT
 
 ATTACK = "<script>alert('x')</script><img src=https://example.org/x.png> & \"quoted\""
-INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1}
+INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1, "max_kl": 50, "stop_on_warnings": False}
 
 
 def evaluation(
@@ -368,9 +368,35 @@ def test_manifest_counts_what_is_shown(built: tuple[Path, list[str]]) -> None:
         "pair_tables": 1,
         "engine_checks": 1,
         "reward_models": 1,
+        "warnings": 0,
         "prompts_shown": 5,
     }
     assert set(manifest["metrics"]["heldout"]) == {"main", "offline", "raft"}
+
+
+def test_warnings_stand_above_everything_as_text(built: tuple[Path, list[str]]) -> None:
+    output, command = built
+    root = output.parent
+    assert "Warnings" not in Page(output.read_text()).text
+    policy = root / "runs/raft/iter1/policy.json"
+    write_json(policy, {"stage": "train_raft", "output": "3" * 64, "warnings": ["the loss ended at 9"]})
+    wanted = [("runs/raft/iter1/policy", "the loss ended at 9")]
+    for where in (
+        "runs/main/iter2/eval/heldout",
+        "reward/bt/model",
+        "sft/tiny/rollouts/best_of_8/requests-1/engine",
+        "sft/tiny/rollouts/best_of_8/requests-1/pairs/bt/best_worst",
+    ):
+        manifest = read_json(root / f"{where}.json")
+        write_json(root / f"{where}.json", manifest | {"warnings": [f"{ATTACK} {where}", "and more"]})
+        wanted += [(where, f"{ATTACK} {where}"), (where, "and more")]
+    assert build_report.main([*command, str(policy), "--output", str(output)]) == 0
+    page = Page(output.read_text())
+    first = page.text[: page.text.index("Online iterative RLHF")]
+    for where, text in wanted:
+        assert f" {where} : {text} " in first
+    assert not [tag for tag, _ in page.tags if tag in ("script", "img")]
+    assert read_json(output.with_suffix(".json"))["counts"]["warnings"] == len(wanted)
 
 
 @pytest.mark.parametrize("temperatures", [[0.0], [1.0], [0.0, 0.7]])

@@ -13,6 +13,7 @@ from scripts.lib.data.schemas.rollouts import ROLLOUTS
 from scripts.lib.data.tables import read_table
 
 SETTINGS = {"benchmark": "rewards", "rewards": ["gold", "bt"], "confidence": 0.95, "resamples": 200, "seed": 1}
+SETTINGS |= {"max_kl": 50, "stop_on_warnings": False}
 # k = 0 is greedy, k = 1 and 2 are sampled. Rewards of the policy and of its SFT policy, by prompt and k.
 OWN = {"q1": [5.0, 1.0, 2.0], "q2": [6.0, 0.0, 0.0]}
 SFT = {"q1": [4.0, 1.0, 0.0], "q2": [6.0, 1.0, 0.0]}
@@ -62,7 +63,8 @@ def tables(tmp_path, write, rollout):
 def run_evaluate(tmp_path, run_stage, tables):
     def call(**changed):
         output = tmp_path / "eval" / "heldout.parquet"
-        code, manifest = run_stage(evaluate, SETTINGS, output, **tables | changed)
+        settings = {key: changed.pop(key, value) for key, value in SETTINGS.items() if key != "rewards"}
+        code, manifest = run_stage(evaluate, settings | {"rewards": ["gold", "bt"]}, output, **tables | changed)
         return code, read_table(output, EVALUATION).to_dicts() if code == 0 else [], manifest
 
     return call
@@ -150,6 +152,27 @@ def test_greedy_is_summarised_apart(run_evaluate):
     assert greedy["kl"]["mean"] == pytest.approx(0.25)
     assert greedy["characters"] == {"mean": 4.0, "low": 4.0, "high": 4.0}
     assert greedy["truncated"]["mean"] == 0
+
+
+def test_what_is_wrong_with_a_policy_stands_in_the_manifest(run_evaluate, tables, write, tmp_path):
+    # All of q1's and q2's sampled responses are worth less than the SFT policy's, by gold; and more by bt.
+    assert "warnings" not in run_evaluate(max_kl=5)[2]
+    _, _, manifest = run_evaluate(max_kl=0.5)
+    assert manifest["warnings"] == ["the KL to the SFT policy is 1.0 nats per response, above max_kl = 0.5"]
+    swapped = tables["rewards"][:2] + tables["sft_rewards"][2:]
+    back = tables["sft_rewards"][:2] + tables["rewards"][2:]
+    _, _, manifest = run_evaluate(rewards=[*swapped], sft_rewards=[*back], confidence=0.01)
+    assert manifest["warnings"] == [
+        "bt fell by 2.500 against SFT while gold rose by 0.250: the policy exploits what rose"
+    ]
+
+
+def test_warnings_stop_an_evaluation_by_choice(run_evaluate, capsys):
+    assert run_evaluate(max_kl=0.5, stop_on_warnings=True)[0] == 2
+    said = capsys.readouterr().out
+    assert "evaluate: the KL to the SFT policy is 1.0 nats per response, above max_kl = 0.5\nHint: " in said
+    assert "stop_on_warnings of evaluation.heldout: false only warns" in said
+    assert run_evaluate(max_kl=5, stop_on_warnings=True)[0] == 0
 
 
 def test_a_sampling_without_greedy_responses_has_no_greedy_summary(run_evaluate, tmp_path, write, rollout):

@@ -548,6 +548,7 @@ def test_a_runtime_key_changes_no_settings(key):
     other = {
         "device": "cuda",
         "gradient_checkpointing": True,
+        "stop_on_warnings": True,
         "torch_threads": 3,
         "train_micro_batch": 16,
         "vllm_memory": 0.5,

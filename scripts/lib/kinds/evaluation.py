@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from scripts.lib.kinds.common import AsInteger, BelowOne, Block, Digests, Seed, member_of
+from scripts.lib.kinds.common import AsInteger, BelowOne, Block, Digests, Flag, Positive, Seed, member_of
 
 
 class Evaluation(Block):
@@ -24,6 +24,15 @@ class Evaluation(Block):
         default=2000, description="Bootstrap resamples over prompts."
     )
     seed: Seed = None
+    max_kl: Positive | None = Field(
+        default=50.0,
+        description="KL to the SFT policy, nats per response, above which a policy is warned of; null warns of none.",
+    )
+    stop_on_warnings: Flag = Field(
+        default=False,
+        description="Whether an evaluation that warns fails instead: of the KL, of rewards that fell, or of responses "
+        "that were cut off.",
+    )
 
 
 # Settings of stages
@@ -37,6 +46,8 @@ class Evaluate(Block):
     confidence: float
     resamples: int
     seed: int
+    max_kl: float | None
+    stop_on_warnings: bool
 
 
 class BuildReport(Block):

@@ -60,6 +60,11 @@ class Runtime(Block):
         description="Minutes between two checkpoints of a step, and so the most that a killed step loses; 0 saves "
         "after every batch. Training saves at the next step that is logged, up to ten later.",
     )
+    stop_on_warnings: Flag = Field(
+        default=False,
+        description="Whether a training step that warns fails instead and leaves no model: where its loss ended above "
+        "its start, its gradient norm grew tenfold, or a reward model predicts no better than chance.",
+    )
     gradient_checkpointing: Flag = Field(
         default=False, description="Recompute activations in the backward pass: less memory, more time."
     )

@@ -17,6 +17,7 @@ from datasets import disable_progress_bars
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from scripts.lib.data import gates
 from scripts.lib.kinds.trainer import Finetuning, Lora, Trained
 from scripts.lib.models import loading, lora, sharding
 from scripts.lib.stage import artifact, checkpoints, contract, ranks, trackers
@@ -211,7 +212,8 @@ def train(
 
     `look` inspects the model before the first step and returns more metrics. Resumes from the last complete checkpoint
     of an interrupted run of the same step. The tokens trained on and tokens/s go into the job's facts.
-    Raises InputError if the loss or the gradient becomes NaN or infinite, or if processes do not train together.
+    Raises InputError if the loss or the gradient becomes NaN or infinite, if processes do not train together, or for
+    warnings that are to stop the build.
     """
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
@@ -242,6 +244,8 @@ def train(
     first: dict[str, Any] = next((entry for entry in trainer.state.log_history if entry.get("step") == 0), {})
     before_training = {key: float(value) for key, value in first.items() if key != "step"}
     losses = [float(entry["loss"]) for entry in logs]
+    norms = [float(entry["grad_norm"]) for entry in logs if "grad_norm" in entry]
+    gates.tell(job, gates.of_training(losses, norms), job.runtime.stop_on_warnings, "runtime.stop_on_warnings")
     last_logged = {
         key: float(value) for key, value in logs[-1].items() if key.startswith("rewards/") or key == "accuracy"
     }

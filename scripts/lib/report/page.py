@@ -13,7 +13,7 @@ from scripts.lib.report.figures import Figure
 from scripts.lib.report.lead import Lead
 from scripts.lib.report.policies import Policy
 from scripts.lib.report.provenance import Provenance
-from scripts.lib.report.read import Benchmark, Facts
+from scripts.lib.report.read import Benchmark, Facts, Warned
 from scripts.lib.report.samples import Sample
 
 
@@ -42,6 +42,7 @@ class Page(NamedTuple):
     """All that the templates show. A table is None where there are no such steps."""
 
     preset: str
+    warnings: list[Warned]
     mark: loop.Snake
     sft: Glyph
     runs: list[RunName]
@@ -58,6 +59,7 @@ def compose(facts: Facts) -> Page:
     listed = policies.in_order(facts.runs)
     return Page(
         preset=facts.preset,
+        warnings=facts.warnings,
         mark=loop.mark(),
         sft=charts.SFT,
         runs=[RunName(run.name, run.method, len(run.policies) - 1, charts.glyph(run.slot)) for run in facts.runs],

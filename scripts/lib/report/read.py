@@ -25,6 +25,8 @@ EVALUATION_FILE = re.compile(POLICY + r"/eval/(?P<benchmark>\w+)\.(?:json|parque
 PAIRS_FILE = re.compile(POLICY + r"/rollouts/\w+/(?P<prompts>\w+-\d+)/pairs/(?P<reward>\w+)/(?P<pairing>\w+)\.json$")
 ENGINE_FILE = re.compile(POLICY + r"/rollouts/(?P<sampling>\w+)/(?P<prompts>\w+-\d+)/engine\.json$")
 REWARD_FILE = re.compile(r"(?:^|/)reward/(?P<reward>\w+)/model\.json$")
+BENEATH_RESULTS = r"(?:^|/)(?P<artifact>(?:sft/\w+|runs/\w+/iter[1-9][0-9]*|reward/\w+)/"
+DESCRIBED = re.compile(BENEATH_RESULTS + r"(?:policy|model|eval/\w+|rollouts/.+))\.json$")
 WEIGHTS_FILE = re.compile(POLICY + r"/policy(?:\.json)?$")
 
 
@@ -95,6 +97,13 @@ class Step(NamedTuple):
     manifest: Manifest
 
 
+class Warned(NamedTuple):
+    """A step that warned, by the path of its artifact beneath the results, and what it said."""
+
+    where: str
+    text: str
+
+
 @dataclass
 class Described:
     """Manifests by what they describe. `weights` maps a policy to the SHA-256 of its weights."""
@@ -104,6 +113,7 @@ class Described:
     engines: list[Step] = field(default_factory=list)
     rewards: list[Step] = field(default_factory=list)
     weights: dict[str, str] = field(default_factory=dict)
+    warnings: list[Warned] = field(default_factory=list)
 
     def add(self, path: Path) -> None:
         """Read one manifest and put it where it belongs. Raises InputError if that is nowhere."""
@@ -111,6 +121,8 @@ class Described:
         for entry in [entry for entries in manifest.get("inputs", {}).values() for entry in entries]:
             if weights := WEIGHTS_FILE.search(entry["path"]):
                 self.weights[weights["policy"]] = entry["sha256"]
+        if place := DESCRIBED.search(str(path)):
+            self.warnings += [Warned(place["artifact"], text) for text in manifest.get("warnings", [])]
         if evaluation := EVALUATION_FILE.search(str(path)):
             self.evaluations[evaluation["benchmark"], evaluation["policy"]] = manifest
         elif pairs := PAIRS_FILE.search(str(path)):
@@ -139,6 +151,7 @@ class Facts:
     engines: list[Step]
     rewards: list[Step]
     weights: dict[str, str]
+    warnings: list[Warned]
 
 
 def read(settings: BuildReport, inputs: Mapping[str, list[Path]]) -> Facts:
@@ -159,7 +172,7 @@ def read(settings: BuildReport, inputs: Mapping[str, list[Path]]) -> Facts:
         for name, labellers in (settings.benchmarks.items() if runs else ())
     ]
     steps = (described.pairs, described.engines, described.rewards)
-    return Facts(settings.preset, runs, benchmarks, *steps, described.weights)
+    return Facts(settings.preset, runs, benchmarks, *steps, described.weights, described.warnings)
 
 
 def _benchmark(

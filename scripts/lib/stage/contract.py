@@ -46,7 +46,8 @@ class Job(Generic[Settings]):
     `inputs` maps an input's name to its paths in order,
     `output` is the artifact to write, `work` a folder whose content survives a kill, `made_of` what the manifest will
     say of stage, settings, code and inputs. A stage fills `counts` (rows in, out, dropped and why), `metrics`
-    (headline numbers), `facts` (what may differ between two runs of the same work) and `note` (one line for people).
+    (headline numbers), `warnings` (what is wrong with them, in words), `facts` (what may differ between two runs of the
+    same work) and `note` (one line for people).
     Training curves go into `curves`, what other trackers write beneath `logs`.
     """
 
@@ -63,6 +64,7 @@ class Job(Generic[Settings]):
     metrics: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     def input(self, name: str) -> Path:
         """The only path of input `name`."""
@@ -172,11 +174,15 @@ def _execute(
         else:
             run(job)
             results = {"output": artifact.input_digest(job.output), "counts": job.counts, "metrics": job.metrics}
+            if job.warnings:  # a manifest without any has no such key, so those of earlier releases stay as they are
+                results["warnings"] = job.warnings
             artifact.write_json(artifact.manifest_path(job.output), {"format": FORMAT, **made_of, **results})
             _keep_run_facts(job, started)
         _keep_in_time(folder, made_here)
         ranks.wait()
         ranks.leave()
+    for warning in job.warnings:
+        _tell(f"{stage} {artifact.stem(job.output)}: warning: {warning}")
     say(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", sys.stdout)
 
 
