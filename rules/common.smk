@@ -50,12 +50,10 @@ if "site" in NAMED:
     planned(cluster.use_scratch, SITE)
 
 
-def command_line():
+def options():
     """Snakemake's options: it tells a workflow what runs its jobs, and whether any run, only after the rules."""
-    from snakemake.cli import parse_args
-
     with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile again
-        return parse_args(sys.argv[1:])[1]
+        return cli.parse_args(sys.argv[1:])[1]
 
 
 ONLY_LOOKS = (
@@ -80,7 +78,7 @@ def settled(site, looks):
 
 
 if SITE and workflow.is_main_process:
-    COMMAND = command_line()
+    COMMAND = options()
     looks = any(getattr(COMMAND, option) for option in ONLY_LOOKS)
     if COMMAND.executor == "slurm":
         SITE = settled(SITE, looks)
@@ -100,9 +98,8 @@ def unready(artifacts):
     lines = cluster.unready(
         PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA
     )
-    elsewhere = CONDA or (SITE or {}).get(
-        "train_python"
-    )  # another environment's packages
+    # Another environment may have packages that this one lacks.
+    elsewhere = CONDA or (SITE or {}).get("train_python")
     return lines + ([] if elsewhere else present.missing_packages(PLAN, artifacts))
 
 
