@@ -48,6 +48,8 @@ def test_nothing_is_said_or_changed_where_clocks_agree(tmp_path, made):
     assert clocks.bring_back(tmp_path, inputs) == []
     assert clocks.stamps(inputs) == before
     assert not list(tmp_path.glob(".clock*"))
+    # Before a first build there is no folder either.
+    assert clocks.bring_back(tmp_path / "results", [tmp_path / "results" / "missing"]) == []
 
 
 def test_inputs_of_the_future_are_told_and_brought_back(tmp_path, made):
@@ -88,10 +90,10 @@ def test_a_step_warns_its_log_and_the_person_and_saves_what_it_made(tmp_path, wr
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A checkout with a small table of preferences."""
+    """A checkout with a small table of preferences, from a first build that had no results folder."""
     folder = copy_checkout(tmp_path_factory.mktemp("clocks") / "ouroboros")
     (folder / "small.yaml").write_text(json.dumps({"datasets": {"annotations": {"size": 64}}}))
-    run(folder, "snakemake", "results/tiny/data/annotations.parquet", "--configfile", "small.yaml")
+    run(folder, "snakemake", "results/tiny/data/annotations/pairs/as_given.parquet", "--configfile", "small.yaml")
     return folder
 
 

@@ -73,9 +73,11 @@ def bring_back(folder: Path, inputs: Iterable[Path]) -> list[Path]:
 
     Nothing is made again for that: Snakemake compares what is in files whose times have changed.
     """
+    times, brought = stamps(inputs), list[Path]()
+    if not times:  # nothing is made yet, and perhaps no folder
+        return brought
     now = present(folder)
-    late = [file for file, time_of in stamps(inputs).items() if time_of > now]
-    brought = []
+    late = [file for file, time_of in times.items() if time_of > now]
     for file in late:
         with suppress(PermissionError):  # somebody else's; Snakemake will say so
             os.utime(file, (now, now), follow_symlinks=False)
