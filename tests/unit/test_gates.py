@@ -153,6 +153,34 @@ def test_the_bound_of_the_kl_is_a_setting():
         assert len(gates.of_evaluation(far, typed(Evaluate, SETTINGS | {"max_kl": bound}))) == count
 
 
+def means(gold, bt):
+    return {"rewards": {"gold": interval(gold - 0.1, gold + 0.1), "bt": interval(bt - 0.1, bt + 0.1)}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            means(0.9, 3),
+            means(0.6, 4),
+            ["gold fell by 0.300 in this iteration while bt rose: the policy exploits what rose"],
+        ),
+        (
+            means(0.6, 4),
+            means(0.9, 3),
+            ["bt fell by 1.000 in this iteration while gold rose: the policy exploits what rose"],
+        ),
+        (means(0.6, 3), means(0.9, 4), []),
+        (means(0.9, 4), means(0.6, 3), []),
+        # Intervals that overlap tell nothing.
+        (means(0.9, 3), means(0.75, 4), []),
+        (means(0.9, 3), means(0.6, 3.15), []),
+    ],
+)
+def test_rewards_that_rise_while_others_fall_in_an_iteration_are_warned_of(before, after, said):
+    assert gates.of_iteration(before, after, ["gold", "bt"]) == said
+
+
 # The terminal
 
 
