@@ -153,8 +153,8 @@ def test_the_bound_of_the_kl_is_a_setting():
         assert len(gates.of_evaluation(far, typed(Evaluate, SETTINGS | {"max_kl": bound}))) == count
 
 
-def means(gold, bt):
-    return {"rewards": {"gold": interval(gold - 0.1, gold + 0.1), "bt": interval(bt - 0.1, bt + 0.1)}}
+def means(gold, bt, width=0.1):
+    return {"rewards": {"gold": interval(gold - width / 2, gold + width / 2), "bt": interval(bt - 0.1, bt + 0.1)}}
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,10 @@ def means(gold, bt):
         ),
         (means(0.6, 3), means(0.9, 4), []),
         (means(0.9, 4), means(0.6, 3), []),
-        # Intervals that overlap tell nothing.
+        # Of nearly the width of the intervals, and of next to nothing at the highest reward.
         (means(0.9, 3), means(0.75, 4), []),
         (means(0.9, 3), means(0.6, 3.15), []),
+        (means(1.0, 3, 0.0), means(0.995, 4, 0.009), []),
     ],
 )
 def test_rewards_that_rise_while_others_fall_in_an_iteration_are_warned_of(before, after, said):

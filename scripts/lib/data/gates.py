@@ -86,11 +86,16 @@ def of_responses(truncated: float) -> list[str]:
 def of_iteration(before: Mapping[str, Any], after: Mapping[str, Any], labellers: list[str]) -> list[str]:
     """Warnings of one policy's numbers against those of the policy before it: rewards that rose while others fell.
 
-    They rose or fell where the intervals of their means do not overlap.
+    They rose or fell where the difference of their means is larger than both intervals together: near a labeller's
+    highest reward, intervals are so narrow that they differ by next to nothing.
     """
-    pairs = {name: (before["rewards"][name], after["rewards"][name]) for name in labellers}
-    fallen = {name: was["mean"] - now["mean"] for name, (was, now) in pairs.items() if now["high"] < was["low"]}
-    risen = [name for name, (was, now) in pairs.items() if now["low"] > was["high"]]
+    changes, widths = {}, {}
+    for name in labellers:
+        was, now = before["rewards"][name], after["rewards"][name]
+        changes[name] = now["mean"] - was["mean"]
+        widths[name] = was["high"] - was["low"] + now["high"] - now["low"]
+    fallen = {name: -change for name, change in changes.items() if -change > widths[name]}
+    risen = [name for name, change in changes.items() if change > widths[name]]
     if not fallen or not risen:
         return []
     falls = " and ".join(f"{name} fell by {by:.3f}" for name, by in fallen.items())
