@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from scripts.lib.data import tables
+from scripts.lib.data import gates, tables
 from scripts.lib.data.responses import candidates, joined, unfit
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.seeds import derive_seed
@@ -118,13 +118,14 @@ def run(job: contract.Job[BuildPairs]) -> None:
         raise InputError(
             f"no pairs: {len(by_prompt)} prompts, all dropped: {dropped}.\n"
             "Hint: for all_truncated, raise max_new_tokens; for tied, use a labeller that can tell responses apart; "
-            "for all_empty, look at the policy's responses: it may have diverged."
+            "for all_empty, and where raising does not help, look at the responses: the policy may have diverged."
         )
     job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
     job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
     job.counts["responses_empty"] = sum(unfit(row) == "empty" for row in rows)
     job.counts |= {f"dropped_{reason}": count for reason, count in sorted(dropped.items())}
     job.metrics = statistics(pairs, rows)
+    job.warnings = gates.of_responses(job.metrics["truncated"])
     tables.write_table(job.output, pairs, PAIRS, ("pair_id",))
     job.note = f"{len(pairs)} pairs of {len(by_prompt)} prompts, mean margin {job.metrics['mean_margin']:.3f}"
 

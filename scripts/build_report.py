@@ -15,6 +15,7 @@ def run(job: contract.Job[BuildReport]) -> None:
     """Read the manifests, write the page."""
     templates.verify(job.settings.templates)
     facts = read.read(job.settings, job.inputs)
+    job.warnings = [f"{where}: {text}" for where, text in read.over_iterations(facts.runs, facts.benchmarks)]
     parts = page.compose(facts)
     html = page.render(parts)
     artifact.write_text(job.output, html)

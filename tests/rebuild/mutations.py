@@ -160,7 +160,7 @@ WITH_TABLES = (
 )
 BY_HELPER = {
     "data/columns": WITH_TABLES,
-    "data/gates": f"make_base {TRAININGS} evaluate",
+    "data/gates": f"make_base {TRAININGS} build_pairs evaluate build_report",
     "data/licences": "curate_data make_prompts",
     "data/responses": "build_pairs train_raft",
     "data/engine_gap": "train_dpo train_raft",

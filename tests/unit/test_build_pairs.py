@@ -217,6 +217,14 @@ def test_a_pair_holds_ids_texts_rewards_and_finish_reasons_as_sampled(build, rol
     }
 
 
+@pytest.mark.parametrize(("cut", "warned"), [(1, False), (2, True), (3, True)])
+def test_responses_that_were_mostly_cut_off_are_warned_of(build, rollout, cut, warned):
+    rows = [rollout("q", k, f"answer {k}", "length" if k < cut else "stop") for k in range(4)]
+    code, _, manifest = build(rows, [0, 1, 2, 3])
+    said = f"{25 * cut} % of the responses were cut off before the policy ended its turn"
+    assert code == 0 and manifest.get("warnings", []) == ([said] if warned else [])
+
+
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_reward_that_is_no_number_is_refused_by_name(build, rollout, capsys, reward, at):

@@ -399,6 +399,23 @@ def test_warnings_stand_above_everything_as_text(built: tuple[Path, list[str]]) 
     assert read_json(output.with_suffix(".json"))["counts"]["warnings"] == len(wanted)
 
 
+def test_gold_that_falls_in_an_iteration_while_the_proxy_rises_is_warned_of(tmp_path: Path) -> None:
+    command = world(tmp_path, {"main": 3}, ["gold", "bt"], [1.0])
+    last = tmp_path / "runs/main/iter3/eval/heldout.json"
+    manifest = read_json(last)
+    # SFT has 0.4 and −1.1.
+    manifest["metrics"]["sampled"]["rewards"]["gold"] = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    manifest["metrics"]["sampled"]["rewards"]["bt"] = {"mean": 2.0, "low": 1.9, "high": 2.1}
+    write_json(last, manifest)
+    output = tmp_path / "report.html"
+    assert build_report.main([*command, "--output", str(output)]) == 0
+    text = Page(output.read_text()).text
+    assert "runs/main/iter3/eval/heldout : gold fell by " in text[: text.index("Online iterative RLHF")]
+    (warning,) = read_json(output.with_suffix(".json"))["warnings"]
+    assert warning.startswith("runs/main/iter3/eval/heldout: gold fell by ")
+    assert warning.endswith(" in this iteration while bt rose: the policy exploits what rose")
+
+
 @pytest.mark.parametrize("temperatures", [[0.0], [1.0], [0.0, 0.7]])
 def test_single_run_without_gold_or_reward_model(tmp_path: Path, temperatures: list[float]) -> None:
     command = world(tmp_path, {"main": 1}, ["bt"], temperatures)

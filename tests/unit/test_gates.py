@@ -153,6 +153,35 @@ def test_the_bound_of_the_kl_is_a_setting():
         assert len(gates.of_evaluation(far, typed(Evaluate, SETTINGS | {"max_kl": bound}))) == count
 
 
+def means(gold, bt, width=0.1):
+    return {"rewards": {"gold": interval(gold - width / 2, gold + width / 2), "bt": interval(bt - 0.1, bt + 0.1)}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (
+            means(0.9, 3),
+            means(0.6, 4),
+            ["gold fell by 0.300 in this iteration while bt rose: the policy exploits what rose"],
+        ),
+        (
+            means(0.6, 4),
+            means(0.9, 3),
+            ["bt fell by 1.000 in this iteration while gold rose: the policy exploits what rose"],
+        ),
+        (means(0.6, 3), means(0.9, 4), []),
+        (means(0.9, 4), means(0.6, 3), []),
+        # Of nearly the width of the intervals, and of next to nothing at the highest reward.
+        (means(0.9, 3), means(0.75, 4), []),
+        (means(0.9, 3), means(0.6, 3.15), []),
+        (means(1.0, 3, 0.0), means(0.995, 4, 0.009), []),
+    ],
+)
+def test_rewards_that_rise_while_others_fall_in_an_iteration_are_warned_of(before, after, said):
+    assert gates.of_iteration(before, after, ["gold", "bt"]) == said
+
+
 # The terminal
 
 

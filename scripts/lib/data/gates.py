@@ -73,9 +73,33 @@ def of_evaluation(summary: Mapping[str, Any], settings: Evaluate) -> list[str]:
             warnings.append(f"{name} fell by {by:.3f} against SFT while {against}: the policy exploits what rose")
         elif name == settings.rewards[0]:
             warnings.append(f"{name} fell by {by:.3f} against SFT")
-    if (share := summary["truncated"]["mean"]) >= CUT_OFF:
-        warnings.append(f"{100 * share:.0f} % of the responses were cut off before the policy ended its turn")
-    return warnings
+    return warnings + of_responses(summary["truncated"]["mean"])
+
+
+def of_responses(truncated: float) -> list[str]:
+    """Warnings of the share of a policy's responses that were cut off."""
+    if truncated < CUT_OFF:
+        return []
+    return [f"{100 * truncated:.0f} % of the responses were cut off before the policy ended its turn"]
+
+
+def of_iteration(before: Mapping[str, Any], after: Mapping[str, Any], labellers: list[str]) -> list[str]:
+    """Warnings of one policy's numbers against those of the policy before it: rewards that rose while others fell.
+
+    They rose or fell where the difference of their means is larger than both intervals together: near a labeller's
+    highest reward, intervals are so narrow that they differ by next to nothing.
+    """
+    changes, widths = {}, {}
+    for name in labellers:
+        was, now = before["rewards"][name], after["rewards"][name]
+        changes[name] = now["mean"] - was["mean"]
+        widths[name] = was["high"] - was["low"] + now["high"] - now["low"]
+    fallen = {name: -change for name, change in changes.items() if -change > widths[name]}
+    risen = [name for name, change in changes.items() if change > widths[name]]
+    if not fallen or not risen:
+        return []
+    falls = " and ".join(f"{name} fell by {by:.3f}" for name, by in fallen.items())
+    return [f"{falls} in this iteration while {' and '.join(risen)} rose: the policy exploits what rose"]
 
 
 def tell(job: Job[Any], warnings: list[str], stop: bool, key: str) -> None:

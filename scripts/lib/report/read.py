@@ -5,12 +5,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import polars as pl
 
-from scripts.lib.data import tables
+from scripts.lib.data import gates, tables
 from scripts.lib.data.schemas.evaluation import EVALUATION
 from scripts.lib.kinds.evaluation import BuildReport
 from scripts.lib.stage import artifact
@@ -172,7 +173,23 @@ def read(settings: BuildReport, inputs: Mapping[str, list[Path]]) -> Facts:
         for name, labellers in (settings.benchmarks.items() if runs else ())
     ]
     steps = (described.pairs, described.engines, described.rewards)
-    return Facts(settings.preset, runs, benchmarks, *steps, described.weights, described.warnings)
+    warnings = described.warnings + over_iterations(runs, benchmarks)
+    return Facts(settings.preset, runs, benchmarks, *steps, described.weights, warnings)
+
+
+def over_iterations(runs: list[Run], benchmarks: list[Benchmark]) -> list[Warned]:
+    """What only the policies of a run together show; the first is held against its SFT policy by its own evaluation."""
+    return [
+        Warned(f"{after}/eval/{benchmark.name}", text)
+        for benchmark in benchmarks
+        for run in runs
+        for before, after in pairwise(run.policies[1:])
+        for text in gates.of_iteration(
+            benchmark.summary(before, benchmark.modes[0]),
+            benchmark.summary(after, benchmark.modes[0]),
+            benchmark.labellers,
+        )
+    ]
 
 
 def _benchmark(
