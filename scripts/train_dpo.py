@@ -53,6 +53,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
 
     settings = job.settings
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("start"), job.settings)
     tokenizer = loading.load_tokenizer(job.input("start"))
     scored = load_pairs(job)
     pairs, dropped = rows.dataset(

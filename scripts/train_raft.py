@@ -35,6 +35,7 @@ def run(job: contract.Job[TrainRaft]) -> None:
     from scripts.lib.models import loading, sft
 
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("start"), job.settings)
     table = joined(job)
     responses = candidates(table)
     best, none_complete = best_responses(responses)
