@@ -39,6 +39,8 @@ def run(job: contract.Job[TrainRaft]) -> None:
     table = joined(job)
     responses = candidates(table)
     best, none_complete = best_responses(responses)
+    if not responses:
+        raise InputError("no response to train on.\nHint: every prompt was too long; raise max_prompt_tokens.")
     if not best:
         raise InputError(
             f"no response to train on: all {len(responses)} were cut off or do not round-trip through the tokenizer.\n"
