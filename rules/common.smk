@@ -98,9 +98,9 @@ def unready(artifacts):
     lines = cluster.unready(
         PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA
     )
-    # Another environment may have packages that this one lacks.
-    elsewhere = CONDA or (SITE or {}).get("train_python")
-    return lines + ([] if elsewhere else present.missing_packages(PLAN, artifacts))
+    if CONDA or (SITE or {}).get("train_python"):
+        return lines  # packages of another environment than this
+    return lines + present.missing_packages(PLAN, artifacts)
 
 
 def ready(artifacts):

@@ -115,11 +115,7 @@ def run(job: contract.Job[BuildPairs]) -> None:
         dropped["beyond_size"] = len(pairs) - size
         pairs = sorted(sorted(pairs, key=lambda pair: pair["pair_id"])[:size], key=lambda pair: pair["prompt_id"])
     if not pairs:
-        raise InputError(
-            f"no pairs: {len(by_prompt)} prompts, all dropped: {dropped}.\n"
-            "Hint: for all_truncated, raise max_new_tokens; for tied, use a labeller that can tell responses apart; "
-            "for all_empty, and where raising does not help, look at the responses: the policy may have diverged."
-        )
+        raise no_pairs(len(by_prompt), dropped)
     job.counts = {"prompts_in": len(by_prompt), "responses_in": len(rows), "pairs_out": len(pairs)}
     job.counts["responses_not_trainable"] = sum(not row["trainable"] for row in rows)
     job.counts["responses_empty"] = sum(unfit(row) == "empty" for row in rows)
@@ -128,6 +124,30 @@ def run(job: contract.Job[BuildPairs]) -> None:
     job.warnings = gates.of_responses(job.metrics["truncated"])
     tables.write_table(job.output, pairs, PAIRS, ("pair_id",))
     job.note = f"{len(pairs)} pairs of {len(by_prompt)} prompts, mean margin {job.metrics['mean_margin']:.3f}"
+
+
+# Why most prompts give no pair → what helps.
+REMEDIES = {
+    "none_trainable": "its responses hold special tokens or half characters; look at them, and at the SFT policy",
+    "all_truncated": "raise max_new_tokens of the sampling",
+    "better_truncated": "raise max_new_tokens of the sampling",
+    "all_empty": "look at the responses; the policy may have diverged",
+    "better_empty": "look at the responses; the labeller likes those without words",
+    "single_response": "raise k of the sampling",
+    "same_response": "set chosen_quantile and rejected_quantile further apart, or raise k of the sampling",
+    "identical": "raise the temperatures of the sampling",
+    "tied": "use a labeller that can tell responses apart",
+    "small_margin": "lower minimum_margin of the pairing",
+}
+
+
+def no_pairs(prompts: int, dropped: dict[str, int]) -> InputError:
+    """The error for a table without pairs, with what helps against the commonest reason."""
+    if not prompts:
+        hint = "every prompt was longer than max_prompt_tokens of the sampling; raise it."
+        return InputError(f"no pairs: there is no response to any prompt\nHint: {hint}")
+    most = max(dropped, key=lambda reason: dropped[reason])
+    return InputError(f"no pairs: {prompts} prompts, all dropped: {dropped}.\nHint: for {most}, {REMEDIES[most]}.")
 
 
 def statistics(pairs: list[Row], rows: list[Row]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A base model as safetensors, from the GGUF file of an installed package or from a local folder."""
 
+import json
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ from scripts.lib.stage.errors import InputError
 def planned_folder(files: list[Path], planned: list[str]) -> Path:
     """The local folder that holds the files.
 
-    Raises InputError if their contents changed after planning, or if they are not a model in Hugging Face format.
+    Raises InputError if their contents changed after planning, or if they are not a model in Hugging Face format with
+    float weights.
     """
     sources.verify(files, planned)
     names = {file.name for file in files}
@@ -24,7 +26,12 @@ def planned_folder(files: list[Path], planned: list[str]) -> Path:
             f"source: {sorted(names)} has no config.json or no .safetensors\n"
             "Hint: `path` must be a folder in Hugging Face format; pickled weights are not accepted."
         )
-    return files[0].parent
+    folder = files[0].parent
+    try:
+        shapes.refuse_quantized(json.loads((folder / "config.json").read_bytes()))
+    except ValueError as error:
+        raise InputError(f"config.json: {error}\nHint: the folder is damaged; copy it again.") from error
+    return folder
 
 
 def load(folder: Path, dtype: str, **gguf: Any) -> tuple[Any, Any]:

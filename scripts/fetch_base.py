@@ -45,13 +45,14 @@ def read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def check(folder: Path, settings: FetchBase, shape: Shape | None) -> None:
-    """Raise InputError for a model that needs code of its own, has another shape, or has no chat template."""
+    """Raise InputError for a model that needs code of its own, is quantised, has another shape, or no chat template."""
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in read(folder, name):
             raise InputError(
                 f"{name}: has auto_map: the model needs code from its repository, which is never run\n"
                 "Hint: choose a model of an architecture that transformers has."
             )
+    shapes.refuse_quantized(read(folder, "config.json"))
     shapes.check(shape, read(folder, "config.json"))
     own = (folder / "chat_template.jinja").is_file() or "chat_template" in read(folder, "tokenizer_config.json")
     if not own and settings.chat_template is None:

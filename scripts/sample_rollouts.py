@@ -103,6 +103,9 @@ def run(job: contract.Job[SampleRollouts]) -> None:
     from scripts.lib.models import chat, loading
 
     device = loading.prepare(job.runtime)
+    needed = job.settings.max_prompt_tokens + job.settings.max_new_tokens
+    hint = "lower one of the two in `samplings`."
+    loading.refuse_beyond(job.input("policy"), needed, "max_prompt_tokens + max_new_tokens", hint)
     table = job.input("prompts")
     everything = tables.read_table(table, PROMPTS).to_dicts()
     tokenizer = loading.load_tokenizer(job.input("policy"))

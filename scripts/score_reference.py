@@ -1,11 +1,13 @@
 """Reference log-probabilities of preference pairs, computed once and used by every DPO step on them.
 
-Sums in nats over the answer's tokens, including the end of turn, at temperature 1.
+Sums in nats over the answer's tokens, including the end of turn, at temperature 1. A side that is, with its prompt,
+longer than the model is made for has NaN.
 """
 
+import math
 import sys
 
-from scripts.lib.data import tables
+from scripts.lib.data import shapes, tables
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.reference import REFERENCE
 from scripts.lib.kinds.pairing import ScoreReference
@@ -28,7 +30,11 @@ def run(job: contract.Job[ScoreReference]) -> None:
     for row in rows:
         prompt, chosen, rejected = chat.pair_ids(tokenizer, row)
         sequences += [(prompt, chosen), (prompt, rejected)]
-    sums = scoring.logprobs(job, model, tokenizer, sequences, device)
+    # No step trains on a pair that is longer than the model is made for, so nothing is computed beyond that.
+    longest = shapes.positions(model.config.to_dict())
+    within = [i for i, each in enumerate(sequences) if longest is None or sum(map(len, each)) <= longest]
+    sums = dict.fromkeys(range(len(sequences)), math.nan)
+    sums |= zip(within, scoring.logprobs(job, model, tokenizer, [sequences[i] for i in within], device), strict=True)
     table = [
         {
             "pair_id": row["pair_id"],
@@ -39,11 +45,12 @@ def run(job: contract.Job[ScoreReference]) -> None:
         }
         for i, row in enumerate(rows)
     ]
-    job.counts = {"rows_in": len(rows), "rows_out": len(table)}
-    job.metrics = {
-        "chosen_logprob": sum(row["chosen_logprob"] for row in table) / max(1, len(table)),
-        "rejected_logprob": sum(row["rejected_logprob"] for row in table) / max(1, len(table)),
-    }
+    beyond = len(sequences) - len(within)
+    job.counts = {"rows_in": len(rows), "rows_out": len(table), "sides_beyond_positions": beyond}
+    job.metrics = {}
+    for side in ("chosen_logprob", "rejected_logprob"):
+        known = [row[side] for row in table if not math.isnan(row[side])]
+        job.metrics[side] = sum(known) / max(1, len(known))
     tables.write_table(job.output, table, REFERENCE, ("pair_id",))
     job.note = f"{len(table)} pairs"
 

@@ -10,6 +10,7 @@ from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.preferences import PREFERENCES
 from scripts.lib.kinds.pairing import SelectPairs
 from scripts.lib.stage import contract
+from scripts.lib.stage.errors import InputError
 
 
 def run(job: contract.Job[SelectPairs]) -> None:
@@ -21,6 +22,11 @@ def run(job: contract.Job[SelectPairs]) -> None:
             small += 1
         else:
             kept.append(row)
+    if not kept:
+        raise InputError(
+            f"no pairs: all {len(preferences)} margins are at most minimum_margin = {minimum}.\n"
+            "Hint: lower minimum_margin of the pairing."
+        )
     size = job.settings.size
     selected = sorted(kept, key=lambda row: str(row["pair_id"]))[:size]
     table = [{key: row.get(key) for key in PAIRS} | {"margin": row["margin"]} for row in selected]

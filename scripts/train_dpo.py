@@ -53,6 +53,7 @@ def run(job: contract.Job[TrainDpo]) -> None:
 
     settings = job.settings
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("start"), job.settings)
     tokenizer = loading.load_tokenizer(job.input("start"))
     scored = load_pairs(job)
     pairs, dropped = rows.dataset(
@@ -61,6 +62,8 @@ def run(job: contract.Job[TrainDpo]) -> None:
         lambda part: token_rows(tokenizer, part),
         lambda row: len(row["prompt_ids"]) + len(row["longer_ids"]) <= settings.max_length,
     )
+    if not scored:
+        raise InputError(f"no pairs to train on: {job.counts}\nHint: raise `weight` of the mix, or name more pairs.")
     if not len(pairs):
         raise InputError(f"all {dropped} pairs exceed max_length = {settings.max_length}.\nHint: raise it.")
     del scored  # the same tokens as Python lists take several times as much memory

@@ -39,9 +39,12 @@ def run(job: contract.Job[TrainRaft]) -> None:
     from scripts.lib.models import loading, sft
 
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("start"), job.settings)
     table = joined(job)
     responses = candidates(table)
     best, dropped = best_responses(responses)
+    if not responses:
+        raise InputError("no response to train on.\nHint: every prompt was too long; raise max_prompt_tokens.")
     if not best:
         raise InputError(
             f"no response to train on: all {len(responses)} were cut off, have no words, or do not round-trip through "

@@ -49,6 +49,7 @@ def run(job: contract.Job[TrainReward]) -> None:
 
     settings = job.settings
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("init"), job.settings)
     tokenizer = loading.load_tokenizer(job.input("init"))
     add_pad = tokenizer.pad_token_id in (None, *chat.stop_ids(tokenizer))
     if add_pad:

@@ -15,6 +15,7 @@ def run(job: contract.Job[TrainSft]) -> None:
     from scripts.lib.models import chat, loading, sft
 
     device = loading.prepare(job.runtime)
+    loading.refuse_long_rows(job.input("base"), job.settings)
     tokenizer = loading.load_tokenizer(job.input("base"))
     conversations = tables.read_table(job.input("dataset"), CONVERSATIONS)
 

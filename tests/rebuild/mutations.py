@@ -166,6 +166,7 @@ BY_HELPER = {
     "data/engine_gap": "train_dpo train_raft",
     "data/rewards": "score_rollouts verify_rollouts build_pairs train_raft",
     "data/seeds": "sample_rollouts build_pairs train_dpo",
+    "data/shapes": f"make_base {TRAININGS} sample_rollouts score_rollouts score_logprobs score_reference",
     "data/sources": "curate_data make_prompts",
     "data/stats": "evaluate build_report",
     "data/files": "curate_data make_prompts",
@@ -233,7 +234,6 @@ NOT_RUN = {
     *(f"scripts/{tool}.py" for tool in ("prune_weights", "show_plan", "verify_results", "write_reference")),
     "scripts/lib/data/hub.py",
     "scripts/lib/data/packages.py",
-    "scripts/lib/data/shapes.py",
     *(f"scripts/lib/data/adapters/{name}.py" for name in ("auto", "general", "nectar")),
 }
 edits(NOTHING, {"everything that this preset does not run": append_to_each(*sorted(NOT_RUN), text="CHANGED = 1\n")})

@@ -84,7 +84,7 @@ def save_model():
         torch.manual_seed(seed)
         sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
         special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-        given = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "initializer_range": 0.4}
+        given = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.4}
         given |= sizes | special | {"tie_word_embeddings": True} | config
         if kind is LlamaForSequenceClassification:
             given["num_labels"] = 1

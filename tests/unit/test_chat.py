@@ -333,3 +333,31 @@ def test_special_tokens_without_a_role_are_special_too(tokenizer):
     assert chat.trainable(headed, ids, stops)
     assert not chat.trainable(headed, [header, *ids], stops)
     assert chat.without_special(headed, "one<|header|> two") == "one two"
+
+
+BROKEN = {
+    "a tag that does not end": ("{% for message in messages %}", "line 1: TemplateSyntaxError: "),
+    "an unknown tag": ("a\n{% wile %}", "line 2: TemplateSyntaxError: "),
+    "an attribute of nothing": ("{{ tools.first.name }}", "UndefinedError: "),
+    "a refusal": ("{{ raise_exception('no system turns') }}", "TemplateError: no system turns"),
+    "a forbidden attribute": ("{{ messages.__class__.mro() }}", "SecurityError: "),
+    "a text plus a number": ("{{ messages[0]['role'] + 1 }}", "TypeError: "),
+    "a division by 0": ("{{ 1 / 0 }}", "ZeroDivisionError: "),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_template_that_fails_is_an_error_with_a_hint(name):
+    broken = llama()
+    broken.chat_template, says = BROKEN[name]
+    with pytest.raises(InputError, match="chat template") as caught:
+        chat.prompt_ids(broken, [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+    assert says in str(caught.value)
+    assert "; for turns system, user\nHint: mend the template, or name another by `chat_template`" in str(caught.value)
+
+
+def test_a_tokenizer_without_a_template_is_an_error_with_a_hint():
+    bare = llama()
+    bare.chat_template = None
+    with pytest.raises(InputError, match=r"chat template: ValueError: [^\n]*\nHint: "):
+        chat.prompt_ids(bare, [{"role": "user", "content": "b"}])

@@ -35,9 +35,9 @@ prompts:
   asks: {kind: world, split: iteration, size: 10}
   tests: {kind: world, split: evaluation, size: 10}
 sft:
-  first: {kind: train, base: small, dataset: talks}
+  first: {kind: train, base: small, dataset: talks, max_length: 128}
 rewards:
-  bt: {kind: bt, init: sft/first, dataset: choices, heldout: choices_heldout}
+  bt: {kind: bt, init: sft/first, dataset: choices, heldout: choices_heldout, max_length: 128}
   gold: {kind: verifier, verifier: world_gold}
 samplings:
   eight: {max_prompt_tokens: 64, max_new_tokens: 32}
@@ -45,12 +45,14 @@ samplings:
 pairings:
   extremes: {}
 runs:
-  main: {sft: first, prompts: asks, reward: bt, sampling: eight, pairing: extremes}
-  offline: {sft: first, iterations: 1, mix: [{dataset: choices, pairing: extremes}]}
-  raft: {sft: first, method: raft, prompts: asks, reward: bt, sampling: eight}
+  main: {sft: first, prompts: asks, reward: bt, sampling: eight, pairing: extremes, dpo: {max_length: 128}}
+  offline: {sft: first, iterations: 1, mix: [{dataset: choices, pairing: extremes}], dpo: {max_length: 128}}
+  raft: {sft: first, method: raft, prompts: asks, reward: bt, sampling: eight, raft: {max_length: 128}}
 evaluation:
   test: {prompts: tests, sampling: judged, rewards: [gold]}
 """
+
+SHORT = {"max_prompt_tokens": 64, "max_new_tokens": 32}
 
 
 TWO = {"processes": 2, "gpus": 2}
@@ -209,7 +211,7 @@ def test_one_and_one_point_zero_give_the_same_settings(stage):
     def settings(number):
         changes = {
             "runs__main__dpo__epochs": number(2),
-            "runs__main__dpo__max_length": number(4096),
+            "runs__main__dpo__max_length": number(128),
             "samplings__eight__temperatures": [number(1)],
             "samplings__eight__k": number(8),
             "pairings__extremes__minimum_margin": number(0),
@@ -447,7 +449,7 @@ MISTAKES += [
     (given(samplings__eight__k=1), "runs.main.sampling", "draws 1 response to a prompt, and dpo makes pairs of two"),
     (given(samplings__eight__temperatures=[0]), "runs.main.sampling", "draws greedily only, so all responses to a"),
     (
-        given(samplings__greedy={"temperatures": [0, 0.0]}, runs__main__overrides={2: {"sampling": "greedy"}}),
+        given(samplings__greedy={**SHORT, "temperatures": [0, 0.0]}, runs__main__overrides={2: {"sampling": "greedy"}}),
         "runs.main.overrides.2.sampling",
         "make no pair. Hint: give samplings.greedy.temperatures one above 0.",
     ),
@@ -605,7 +607,7 @@ def test_a_sampling_of_a_run_fits_the_positions_of_its_base():
 
 
 def test_one_response_a_prompt_is_enough_where_nobody_makes_pairs():
-    config = given(samplings__one={"k": 1}, runs__raft__sampling="one")
+    config = given(samplings__one={**SHORT, "k": 1}, runs__raft__sampling="one")
     assert resolve(config).samplings["one"].k == 1
     mixed = resolve(given(samplings__eight__temperatures=[0, 1]))
     assert mixed.samplings["eight"].temperatures == [0.0, 1.0]
@@ -622,7 +624,7 @@ def test_a_loss_that_sorts_the_batch_is_accepted_where_one_pass_holds_it(loss):
 
 
 def test_exo_pair_with_label_smoothing_is_accepted():
-    dpo = {"loss": ["exo_pair", "sft"], "label_smoothing": 0.001, "loss_weights": [1, 0.1]}
+    dpo = {"max_length": 128, "loss": ["exo_pair", "sft"], "label_smoothing": 0.001, "loss_weights": [1, 0.1]}
     assert resolve(given(runs__main__dpo=dpo)).runs["main"].dpo.loss_weights == [1.0, 0.1]
 
 
@@ -742,7 +744,10 @@ def test_an_iteration_blames_no_key_that_it_leaves_to_the_run():
 
 
 def test_an_iterations_own_sampling_must_fit_its_max_length():
-    config = given(runs__main__dpo__max_length=96, runs__main__overrides={2: {"sampling": "long"}}, samplings__long={})
+    long = {**SHORT, "max_new_tokens": 33}
+    config = given(
+        runs__main__dpo__max_length=96, runs__main__overrides={2: {"sampling": "long"}}, samplings__long=long
+    )
     assert "max_length" in complaint(config)
 
 

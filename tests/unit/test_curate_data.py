@@ -100,8 +100,13 @@ def test_disjoint_parts_share_no_prompt_and_together_are_everything(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 21}, "20 rows fit, 21 are wanted; counts: {'rows_in': 20}"),
-        ({"max_characters": 1}, "0 rows fit, 1 are wanted; counts: {'rows_in': 20, 'dropped_too_long': 20}"),
+        (
+            {"size": 21},
+            "20 rows fit, 21 are wanted; counts: {'rows_in': 20}\nHint: the files have no more: lower `size`",
+        ),
+        ({"max_characters": 1}, "0 rows fit, 1 are wanted; counts: {'rows_in': 20, 'dropped_too_long': 20}\nHint: "),
+        ({"max_characters": 1}, "Hint: most rows are lost as too_long (20 of 20): raise `max_characters`.\n"),
+        ({"part": [0.0, 1e-9]}, "Hint: most rows are lost as outside_part (20 of 20): widen `part`.\n"),
         ({"files": ["0  data.jsonl"]}, "files differ from the planned ones: ['0  data.jsonl'"),
     ],
 )

@@ -1,6 +1,7 @@
 """Files to examples: order, duplicates, parts and counts do not depend on files or lines."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,24 @@ def test_hh_rlhf_parts_share_no_first_message():
     first = [{example.messages[0]["content"] for _, example in kept} for kept in (train, heldout)]
     assert not first[0] & first[1]
     assert len(train) + len(heldout) == 2333
+
+
+@pytest.mark.parametrize(
+    ("counts", "hint"),
+    [
+        ({"rows_in": 0}, "the files hold no rows; let `path` and `pattern` name others."),
+        ({"rows_in": 9, "dropped_malformed": 8, "dropped_too_long": 1}, "most rows are lost as malformed (8 of 9): "),
+        ({"rows_in": 9, "dropped_special_tokens": 9}, "most rows are lost as special_tokens (9 of 9): they hold"),
+        ({"rows_in": 9, "dropped_duplicate": 9}, "the same rows stand there several times; name more files."),
+        (
+            {"rows_in": 9, "dropped_unranked": 9},
+            "most rows are lost as unranked (9 of 9): mend them, or name more files.",
+        ),
+    ],
+)
+def test_too_few_rows_are_told_with_what_helps_against_the_largest_loss(counts, hint):
+    said = str(curation.shortfall(0, 1, Counter(counts)))
+    assert f"source: 0 rows fit, 1 are wanted; counts: {counts}\nHint: " in said
+    assert hint in said
+    assert "or lower `size`" not in said
+    assert "or lower `size`." in str(curation.shortfall(3, 4, Counter({"rows_in": 9, "dropped_too_long": 6})))

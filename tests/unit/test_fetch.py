@@ -181,7 +181,7 @@ def half_a_model(files):
         (
             lambda files: files,
             {"shape": {**SHAPE, "vocabulary": 9, "tied": True, "positions": 7}},
-            "shape.positions = 7: the model's max_position_embeddings is 128\nHint: ",
+            "shape.positions = 7: the model's max_position_embeddings is 512\nHint: ",
         ),
     ],
 )

@@ -256,6 +256,7 @@ def test_a_shape_that_is_not_the_models_is_refused(tmp_path):
 
 def test_a_local_folder_tells_its_shape(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
+    (tmp_path / "model.safetensors").touch()
     said, _ = forecast_of(given(bases__small={"kind": "folder", "path": str(tmp_path)}))
     assert said.shape("base/small").parameters() == fits.model_shape.of_config(config_json(SMALL)).parameters()
 

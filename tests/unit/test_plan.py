@@ -535,7 +535,7 @@ def test_a_setting_changes_exactly_these_jobs(change, expected):
         (put("samplings", "unused", {"k": 3}), set()),
         (put("run", "raft"), set()),
         (put("results", "/scratch/tiny"), set()),
-        (put("runs", "another", {"sft": "tiny", "mix": MIX}), {"build_report"}),
+        (put("runs", "another", {"sft": "tiny", "mix": MIX, "dpo": {"max_length": 128}}), {"build_report"}),
     ],
     ids=lambda value: "+".join(sorted(value)) or "nothing" if isinstance(value, set) else "",
 )

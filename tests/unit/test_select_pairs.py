@@ -72,3 +72,8 @@ def test_size_takes_the_first_in_digest_order_after_the_margin(select):
 def test_size_is_the_most_that_is_kept(select):
     code, pairs, manifest = select([preference(1)], size=2)
     assert (code, manifest["counts"]["pairs_out"], len(pairs)) == (0, 1, 1)
+
+
+def test_a_margin_that_no_pair_has_is_refused(select, capsys):
+    assert select([preference(1, 0.5), preference(2, 1.0)], minimum_margin=1.0)[0] == 2
+    assert "no pairs: all 2 margins are at most minimum_margin = 1.0.\nHint: lower" in capsys.readouterr().out

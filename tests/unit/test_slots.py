@@ -1,5 +1,6 @@
 """GPUs of one machine by slots: no two steps on one GPU, none forgotten."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -101,3 +102,12 @@ def test_gpus_that_cannot_be_listed_are_not_taken_for_none(machine, monkeypatch,
         slots.take(1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert slots.take(1) == []
+
+
+def test_a_temporary_folder_without_locks_is_named(machine, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(slots.fcntl, "flock", none)
+    with pytest.raises(SystemExit, match=r"no flock .*\nHint: let TMPDIR name a folder on this machine's own disk"):
+        slots.take(1)

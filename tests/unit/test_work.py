@@ -1,5 +1,6 @@
 """A step's work folder: one holder at a time, a lock that dies with it, state that belongs to one fingerprint."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from scripts.lib.stage import artifact, contract, work
 from scripts.lib.stage.digest import ROOT
+from scripts.lib.stage.errors import InputError
 from tests.unit.test_contract import copy, execute, refused
 
 HOLDER = """
@@ -240,7 +242,7 @@ def test_who_is_waited_for_is_known_though_the_lock_file_has_just_been_removed(t
     waiting, said = os.open(tmp_path / "lock", os.O_RDWR), []
     (tmp_path / "lock").unlink()
     monkeypatch.setattr(work, "progress", lambda text: (said.append(text), os.close(holder)))
-    assert work._acquire(waiting) == 1
+    assert work._acquire(waiting, tmp_path) == 1
     os.close(waiting)
     assert said[0].startswith(f"process {os.getpid()} on ")
 
@@ -254,3 +256,16 @@ def test_what_is_no_folder_where_a_work_folder_should_be_is_an_error_and_not_wai
     for folder in (tmp_path / "work", tmp_path / "work" / "x"):
         with pytest.raises((FileExistsError, NotADirectoryError)), work.locked(folder):
             pass
+
+
+def test_a_file_system_without_locks_is_refused_and_lends_nothing(tmp_path, monkeypatch):
+    def none(descriptor, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(work.fcntl, "flock", none)
+    with pytest.raises(InputError, match=r"no flock \(No locks available\)") as caught, work.locked(tmp_path / "work"):
+        pass
+    assert f"{tmp_path / 'work'}: " in str(caught.value)
+    assert "\nHint: mount it with flock" in str(caught.value)
+    with work.borrowed(tmp_path / "work") as held:
+        assert not held

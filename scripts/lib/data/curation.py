@@ -65,9 +65,26 @@ def read(paths: list[Path], kind: str, settings: Rows) -> tuple[list[tuple[str, 
     return kept, counts
 
 
+# Why most rows are lost → what helps. Every other reason is about the rows themselves.
+REMEDIES = {
+    "too_long": "raise `max_characters`",
+    "outside_part": "widen `part`",
+    "duplicate": "the same rows stand there several times; name more files",
+    "special_tokens": "they hold a chat template's own tokens; name files of plain text",
+    "malformed": "they are in no shape that `adapter` reads, or not of this `type`; look at the first ones",
+}
+
+
 def shortfall(fitting: int, wanted: int, counts: Counter[str]) -> InputError:
-    """The error for too few rows, with the counts that explain it."""
-    return InputError(
-        f"source: {fitting} rows fit, {wanted} are wanted; counts: {dict(counts)}\n"
-        "Hint: lower `size`, widen `part`, raise `max_characters`, or name more files."
-    )
+    """The error for too few rows, with the counts that explain it, and what helps against the largest loss."""
+    dropped = {key.removeprefix("dropped_"): n for key, n in counts.items() if key.startswith("dropped_") and n}
+    if not counts["rows_in"]:
+        hint = "the files hold no rows; let `path` and `pattern` name others."
+    elif dropped:
+        most = max(dropped, key=lambda reason: dropped[reason])
+        remedy = REMEDIES.get(most, "mend them, or name more files")
+        lower = ", or lower `size`" if fitting else ""
+        hint = f"most rows are lost as {most} ({dropped[most]} of {counts['rows_in']}): {remedy}{lower}."
+    else:
+        hint = "the files have no more: lower `size`, or name more files."
+    return InputError(f"source: {fitting} rows fit, {wanted} are wanted; counts: {dict(counts)}\nHint: {hint}")

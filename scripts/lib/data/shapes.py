@@ -1,4 +1,4 @@
-"""Checks a base model's shape in the configuration against the model's own config.json."""
+"""What a model's own config.json says: its shape against that of the configuration, and what it is made for."""
 
 from typing import Any
 
@@ -17,6 +17,48 @@ KEYS = {
     "tied": "tie_word_embeddings",
     "positions": "max_position_embeddings",
 }
+
+# Where architectures say how long a sequence may be: Llama and most, GPT-2, MPT.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+SCALED_ALREADY = {None, "default", "llama3", "longrope", "su"}
+
+
+def positions(config: dict[str, Any]) -> int | None:
+    """Longest sequence, in tokens, that a model is made for by its config.json; None where it does not say.
+
+    Scaled rotary embeddings count as in vLLM (`_get_and_verify_max_len`): yarn multiplies the original length by its
+    factor, linear and dynamic scaling the stated one; for the others it is included already.
+    """
+    text = config.get("text_config") or config
+    length = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
+    scaling = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    kind, factor = scaling.get("rope_type", scaling.get("type")), scaling.get("factor")
+    if length is None or kind in SCALED_ALREADY or not isinstance(factor, int | float):
+        return length
+    original = scaling.get("original_max_position_embeddings") if kind == "yarn" else None
+    return int((original or length) * factor)
+
+
+def quantization(config: dict[str, Any]) -> str | None:
+    """How a model's weights are quantised; None for float weights."""
+    said = config.get("quantization_config")
+    return str(said.get("quant_method", "unknown")) if isinstance(said, dict) else None
+
+
+def refuse_quantized(config: dict[str, Any]) -> None:
+    """Raise InputError for a model whose weights are quantised."""
+    if method := quantization(config):
+        raise InputError(
+            f"config.json: the weights are quantised ({method}), and training needs float weights\n"
+            "Hint: take the model's unquantised version; `lora.quantization: nf4` saves memory in training."
+        )
+
+
+def refuse_beyond(config: dict[str, Any], tokens: int, what: str, hint: str) -> None:
+    """Raise InputError where `what`, of so many tokens, is longer than the model is made for."""
+    longest = positions(config)
+    if longest is not None and tokens > longest:
+        raise InputError(f"{what} = {tokens} tokens: the model is made for {longest}\nHint: {hint}")
 
 
 def check(stated: Shape | None, config: dict[str, Any]) -> None:

@@ -25,9 +25,12 @@ def label(job: Job[Any], rows: list[dict[str, Any]]) -> list[Label]:
         + chat.completion_ids(tokenizer, row["messages"], answer, prompts[row["prompt_id"]])
         for row, answer in zip(rows, answers)
     ]
+    lengths = [len(ids) for ids in sequences]
+    hint = "lower max_prompt_tokens or max_new_tokens in `samplings`, or start the reward model from another base."
+    loading.refuse_beyond(job.input("model"), max(lengths, default=0), "the longest prompt and response", hint)
     rewards = scoring.score(
         job,
-        [len(ids) for ids in sequences],
+        lengths,
         lambda batch: forward.rewards(model, tokenizer, [sequences[i] for i in batch], device),
     )
     job.counts["special_tokens_removed"] = sum(answer != row["response"] for row, answer in zip(rows, answers))

@@ -9,14 +9,28 @@ the template writes one, in training and in generation alike.
 from functools import cache
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
 from scripts.lib.stage.errors import InputError
 
 Messages = list[dict[str, str]]
 
 
 def render(tokenizer: Any, messages: Messages, *, answer_next: bool) -> str:
-    """The chat template's text for messages; with `answer_next` it ends with the header of the assistant's turn."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    """The chat template's text for messages; with `answer_next` it ends with the header of the assistant's turn.
+
+    Raises InputError for a template that is no Jinja, that fails on the messages, or that refuses them.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next))
+    except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise InputError(
+            f"chat template{line}: {type(error).__name__}: {error}; for turns {roles}\n"
+            "Hint: mend the template, or name another by `chat_template` of the base; `drop_system` of a data set "
+            "leaves out system turns, which some templates refuse."
+        ) from error
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -1,12 +1,15 @@
 """Loading and saving models: digests verified first, safetensors only, no remote code, never from a hub."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.lib.data import shapes
 from scripts.lib.kinds.common import Typed
 from scripts.lib.kinds.runtime import Runtime
+from scripts.lib.kinds.trainer import Finetuned
 from scripts.lib.stage import ranks
 from scripts.lib.stage.contract import Job, offline
 from scripts.lib.stage.errors import InputError
@@ -44,6 +47,20 @@ def prepare(runtime: Runtime) -> torch.device:
             "runtime.device to auto."
         )
     return torch.device(wanted, ranks.local()) if wanted == "cuda" else torch.device(wanted)
+
+
+def refuse_beyond(folder: Path, tokens: int, what: str, hint: str) -> None:
+    """Raise InputError where `what`, of so many tokens, is longer than the model in a folder is made for.
+
+    The plan knows most limits before anything runs, but not that of a model which was still to be fetched. Learned
+    positions end there; rotary ones go on, to values that the model has never seen.
+    """
+    shapes.refuse_beyond(json.loads((folder / "config.json").read_bytes()), tokens, what, hint)
+
+
+def refuse_long_rows(folder: Path, settings: Finetuned) -> None:
+    """Raise InputError where a step would train on longer rows than the model that it starts from is made for."""
+    refuse_beyond(folder, settings.max_length, "max_length", "lower it: longer rows are dropped.")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -3,11 +3,12 @@
 import fnmatch
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from scripts.lib.data import sources
 from scripts.lib.data.sources import TEMPLATES
-from scripts.lib.kinds.bases import BaseGguf, BaseHub
+from scripts.lib.kinds.bases import BaseFolder, BaseHub
 from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.data import Dataset, DatasetWorld, Files, Hub, Prompts, PromptsHub, PromptsWorld, World
 from scripts.lib.kinds.evaluation import Evaluation
@@ -16,9 +17,10 @@ from scripts.lib.kinds.runs import WHOLE_BATCH, Dpo, Iteration, Run
 from scripts.lib.kinds.sampling import Sampling
 from scripts.lib.kinds.sft import SftTrain
 from scripts.lib.kinds.trainer import Finetuning, Lora, Trainer
-from scripts.lib.planning import cluster
+from scripts.lib.planning import cluster, model_shape
 from scripts.lib.planning.cards import CARDS
 from scripts.lib.planning.forecast import computation
+from scripts.lib.planning.paths import Paths
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import Complaints
 
@@ -89,6 +91,7 @@ class Checks:
 
     def __init__(self, config: Config, complaints: Complaints) -> None:
         self.config, self.wrong = config, complaints
+        self._limits: dict[str, tuple[int, str] | None] = {}
 
     def everything(self) -> None:
         """Run every check."""
@@ -162,6 +165,8 @@ class Checks:
                 text, hint = f"does not hold {dataset.type}", "conversations are in sft, preferences in the others."
                 self.wrong.add(f"datasets.{name}.split", dataset.split, text, hint)
         for name, base in self.config.bases.items():
+            if isinstance(base, BaseFolder):
+                model_shape.check_folder(f"bases.{name}", base, self.wrong)
             template = base.chat_template if isinstance(base, BaseHub) else None
             if template is not None and not (TEMPLATES / template).is_file():
                 known = sorted(path.name for path in TEMPLATES.glob("*.jinja"))
@@ -209,10 +214,12 @@ class Checks:
             text = f"has engine: {sampling.engine} and check_responses: 0"
             hint = "leave check_responses out: the KL takes the trainer's log-probabilities from the check."
             self.wrong.add(f"{key}.sampling", evaluation.sampling, text, hint)
-        for base in dict.fromkeys(self._base_of(run.sft) for run in self.config.runs.values()):
+        bases = dict.fromkeys(self._base_of(run.sft) for run in self.config.runs.values())
+        for base in bases:
             self._sampled_within(f"{key}.sampling", evaluation.sampling, base)
         for reward in evaluation.rewards:
             self.refer(f"{key}.rewards", reward, "rewards", self.config.rewards)
+            self._judged_within(f"{key}.rewards", reward, evaluation.sampling, set(bases))
         for name, trained in self._trained_on().items():
             if held and overlap(held, trained):
                 text = f"training uses prompts of {name}, which it shares"
@@ -288,6 +295,8 @@ class Checks:
             self._sampled_within(f"{key}.sampling", run.sampling, self._base_of(run.sft))
             if run.method == "dpo":
                 self._two_can_differ(f"{key}.sampling", run.sampling, sampling)
+        if run.reward and run.prompts is not None and (blamed("sampling") or blamed("reward")):
+            self._judged_within(f"{key}.reward", run.reward, run.sampling, {self._base_of(run.sft)})
         if blamed("sampling") or blamed(run.method):
             needed = sampling.max_prompt_tokens + sampling.max_new_tokens if sampling else 0
             if method.max_length < needed:
@@ -331,28 +340,43 @@ class Checks:
         """The base of an SFT policy; None where a reference to it is wrong, which is said elsewhere."""
         return self.config.sft[sft].base if sft in self.config.sft else None
 
-    def _positions(self, base: str | None) -> int | None:
-        """The longest sequence that a base is made for, where its `shape` says so."""
-        block = self.config.bases.get(base or "")
-        shape = block.shape if isinstance(block, BaseHub | BaseGguf) else None
-        return shape.positions if shape else None
+    def _positions(self, base: str | None) -> tuple[int, str] | None:
+        """The longest sequence that a base is made for, and what says so."""
+        if base is None or base not in self.config.bases:
+            return None
+        if base not in self._limits:  # it takes reading files
+            made = Path(Paths(self.config).base(base))
+            self._limits[base] = model_shape.positions(f"bases.{base}", self.config.bases[base], made)
+        return self._limits[base]
 
     def _trained_within(self, key: str, block: Finetuning, base: str | None) -> None:
         """Rows that are trained on are no longer than the model is made for."""
-        positions = self._positions(base)
-        if positions is not None and block.max_length > positions:
-            text = f"bases.{base}.shape.positions is {positions}"
-            self.wrong.add(f"{key}.max_length", block.max_length, text, "lower it: longer rows are dropped.")
+        limit = self._positions(base)
+        if limit is not None and block.max_length > limit[0]:
+            self.wrong.add(f"{key}.max_length", block.max_length, limit[1], "lower it: longer rows are dropped.")
 
     def _sampled_within(self, key: str, name: str, base: str | None) -> None:
-        """Prompt and response together are no longer than the model is made for."""
-        sampling, positions = self.config.samplings.get(name), self._positions(base)
-        if sampling is None or positions is None:
+        """Prompt and response together are no longer than the model is made for that samples or judges them."""
+        sampling, limit = self.config.samplings.get(name), self._positions(base)
+        if sampling is None or limit is None:
             return
         needed = sampling.max_prompt_tokens + sampling.max_new_tokens
-        if needed > positions:
-            text = f"prompts and responses have up to {needed} tokens, and bases.{base}.shape.positions is {positions}"
+        if needed > limit[0]:
+            text = f"prompts and responses have up to {needed} tokens, and {limit[1]}"
             self.wrong.add(key, name, text, f"lower max_prompt_tokens or max_new_tokens of samplings.{name}.")
+
+    def _judged_within(self, key: str, name: str, sampling: str | None, bases: set[str | None]) -> None:
+        """The same of a reward model that judges responses, where it is of none of the bases that sample them."""
+        reward, drawn = self.config.rewards.get(name), self.config.samplings.get(sampling or "")
+        if not isinstance(reward, RewardBt) or drawn is None:
+            return
+        block, _, init = reward.init.partition("/")
+        base = init if block == "base" else self._base_of(init)
+        limit = None if base in bases else self._positions(base)
+        needed = drawn.max_prompt_tokens + drawn.max_new_tokens
+        if limit is not None and needed > limit[0]:
+            text = f"samplings.{sampling} gives up to {needed} tokens to judge, and {limit[1]}"
+            self.wrong.add(key, name, text, "lower max_prompt_tokens or max_new_tokens, or start from another base.")
 
     def _resources(self) -> None:
         """A process trains or scores on one GPU; only an engine that samples spreads over several."""

@@ -12,9 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.lib.data import world
+from scripts.lib.data import shapes, world
 from scripts.lib.data.shapes import KEYS
 from scripts.lib.kinds.bases import Base, BaseFolder, BaseWorld
+from scripts.lib.planning.cards.base import CONTEXT
+from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import Complaints
 
 Config = dict[str, Any]
@@ -107,7 +109,7 @@ def of_config(config: Config) -> Shape | None:
         output_bias=biased,
         feed_forward_biases=bool(text.get("mlp_bias")),
         head_norms=kind == "qwen3",
-        positions=text.get("max_position_embeddings"),
+        positions=shapes.positions(config),
     )
 
 
@@ -131,14 +133,42 @@ def _world_vocabulary() -> int:
 
 def of_base(block: Base, made: Path) -> Shape | None:
     """The shape of a base: of the model that has been made of this entry, of a local folder's, or as the entry says."""
-    files = [made / "config.json"] if _made_of(block, made) else []
-    if isinstance(block, BaseFolder):
-        files.append(Path(block.path) / "config.json")
-    for file in files:
+    for file in _files(block, made):
         shape = of_config(_read(file))
         if shape:
             return shape
     return of_block(block)
+
+
+def _files(block: Base, made: Path) -> list[Path]:
+    """The config.json of the model that has been made of an entry, and that of a local folder."""
+    files = [made / "config.json"] if _made_of(block, made) else []
+    return [*files, ROOT / block.path / "config.json"] if isinstance(block, BaseFolder) else files
+
+
+def positions(key: str, block: Base, made: Path) -> tuple[int, str] | None:
+    """The longest sequence that a base is made for, in tokens, and what says so; None where nothing does yet."""
+    for file in _files(block, made):
+        if longest := shapes.positions(_read(file)):
+            return longest, f"{key} is made for {longest} by its config.json"
+    if isinstance(block, BaseWorld):
+        return CONTEXT, f"{key}, of kind world, is made for {CONTEXT}"
+    said = getattr(block, "shape", None)
+    return (said.positions, f"{key}.shape.positions is {said.positions}") if said and said.positions else None
+
+
+def check_folder(key: str, block: BaseFolder, complaints: Complaints) -> None:
+    """Complain of a local folder that holds no model, or one whose weights are quantised."""
+    folder = ROOT / block.path
+    if not folder.is_dir():
+        return  # what is missing is said of all sources together
+    lacking = [name for name in ("config.json", "*.safetensors") if not any(folder.glob(name))]
+    if lacking:
+        hint = "name a folder in Hugging Face format; pickled weights are not read."
+        complaints.add(f"{key}.path", block.path, f"no {' and no '.join(lacking)} there", hint)
+    elif method := shapes.quantization(_read(folder / "config.json")):
+        hint = "take the unquantised version; `lora.quantization: nf4` saves memory in training."
+        complaints.add(f"{key}.path", block.path, f"weights are quantised ({method}); training needs floats", hint)
 
 
 def check(key: str, block: Base, made: Path, complaints: Complaints) -> None:

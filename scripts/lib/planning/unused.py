@@ -50,12 +50,13 @@ def _used(config: Config) -> dict[str, set[str]]:
             used["datasets"] |= {reward.dataset, reward.heldout}
     for run in config.runs.values():
         used["sft"].add(run.sft)
-        used["prompts"] |= {run.prompts} - {None}
+        used["prompts"] |= {run.prompts} if run.prompts else set()
         used["datasets"] |= {part.dataset for part in run.mix}
         used["pairings"] |= {part.pairing for part in run.mix}
         for own in (run, *run.overrides.values()):
             for key in ("reward", "sampling", "pairing"):
-                used[f"{key}s"] |= {getattr(own, key)} - {None}
+                if name := getattr(own, key):
+                    used[f"{key}s"].add(name)
     for evaluation in config.evaluation.values():
         used["prompts"].add(evaluation.prompts)
         used["samplings"].add(evaluation.sampling)

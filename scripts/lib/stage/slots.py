@@ -83,5 +83,10 @@ def _try(name: str) -> int | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:
+        raise SystemExit(
+            f"{folder()}: its file system has no flock ({error.strerror}), by which steps share out the GPUs\n"
+            "Hint: let TMPDIR name a folder on this machine's own disk."
+        ) from error
     os.set_inheritable(descriptor, True)
     return descriptor

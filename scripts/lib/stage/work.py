@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[int]:
         if (descriptor := _opened(folder)) is None:
             continue
         try:
-            waited += _acquire(descriptor)
+            waited += _acquire(descriptor, folder)
             if _still_there(descriptor, folder / LOCK):
                 _sign(descriptor)
                 try:
@@ -64,7 +64,7 @@ def borrowed(folder: Path) -> Iterator[bool]:
         held = _still_there(descriptor, folder / LOCK)
         if held:
             _sign(descriptor)
-    except BlockingIOError:
+    except OSError:  # held by another, or a file system without locks, of which the folder's own step tells
         held = False
     try:
         yield held
@@ -100,7 +100,8 @@ def _kept(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name not in (LOCK, FINGERPRINT)]
 
 
-def _acquire(descriptor: int) -> int:
+def _acquire(descriptor: int, folder: Path) -> int:
+    """Wait for a lock; 1 if another process held it. Raises InputError for a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -108,6 +109,12 @@ def _acquire(descriptor: int) -> int:
         progress(f"{holder} is making this, left by an earlier build or for several shards; waiting for it")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         return 1
+    except OSError as error:
+        raise InputError(
+            f"{folder}: its file system has no flock ({error.strerror}), which keeps two steps from writing alongside "
+            "each other\nHint: mount it with flock (Lustre: -o flock; NFS: version 4), or set `results` to a folder "
+            "of another file system."
+        ) from error
     return 0
 
 
