@@ -73,7 +73,12 @@ class RowMeans(Unrepeated):
     """A trainer whose loss is a mean over the rows of a batch; `sizes` says what else it is a mean over."""
 
     loss_is_scaled_for_ga = True
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's own, with a value for each pass since the last log
     ragged: tuple[Batch, list[Batch], int] | None = None  # a step's last batch, its rows one by one, and how many count
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.passes: list[float] = []  # the shares of the passes since the last log
 
     def sizes(self, batch: Batch) -> list[int]:
         """What the parts of the loss are means over: the batch's rows, and more where a subclass says so."""
@@ -82,7 +87,18 @@ class RowMeans(Unrepeated):
     def shares(self, batch: Batch, totals: torch.Tensor) -> list[float]:
         """A batch's shares of the step's sizes; times the processes, because their gradients are averaged."""
         sizes = torch.tensor(self.sizes(batch), dtype=totals.dtype)
-        return (sizes * self.accelerator.num_processes / totals.cpu()).tolist()  # type: ignore[no-any-return]
+        shares: list[float] = (sizes * self.accelerator.num_processes / totals.cpu()).tolist()
+        self.passes.append(shares[0])
+        return shares
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log TRL's metrics with each pass weighed by its share of the rows, as it is in the loss."""
+        metrics, total = self._metrics["train"], sum(self.passes)
+        for name, values in metrics.items():
+            if total and len(values) == len(self.passes):
+                metrics[name] = [sum(share * value for share, value in zip(self.passes, values)) / total]
+        self.passes.clear()
+        super().log(logs, start_time)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
