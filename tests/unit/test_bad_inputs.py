@@ -3,17 +3,21 @@
 The tables say the key, file or word that the line must begin with, and a word that only this mistake calls for.
 """
 
+import gzip
+import math
 import re
 
 import pytest
 from snakemake import cli
 
-from scripts.lib.planning import command_line, config, given
+from scripts.lib.data import files, sources
+from scripts.lib.planning import command_line, config, given, present
 from scripts.lib.planning.plan import Plan
 from scripts.lib.planning.unused import unused
 from scripts.lib.stage.digest import ROOT
-from scripts.lib.stage.errors import Complaints, ConfigError
+from scripts.lib.stage.errors import Complaints, ConfigError, InputError
 from tests.conftest import run
+from tests.unit import test_config
 
 
 def one_line(caught) -> str:
@@ -241,6 +245,225 @@ def test_targets_that_are_known_are_not_refused():
     files = [path for each in PLAN.artifacts(*PLAN.asked("all")) for path in command_line.files_of(each)]
     command_line.check_targets(cli, [*files, "./results/tiny/report.html", "iter3_policy", "all"], PLAN, RULES)
     command_line.check_targets(cli, ["sft", "-R", "train_dpo", "results/tiny/report.html"], PLAN, RULES)
+
+
+# Configurations: a change to that of test_config.py, the key that is blamed, and a word of what is wrong
+
+ENTRIES = {
+    "bases": "small",
+    "datasets": "talks",
+    "prompts": "asks",
+    "sft": "first",
+    "rewards": "bt",
+    "samplings": "eight",
+    "pairings": "extremes",
+    "runs": "main",
+    "evaluation": "test",
+}
+WITH_KINDS = ["bases", "datasets", "prompts", "sft", "rewards"]
+NUMBERS = [
+    "sft.first.learning_rate",
+    "rewards.bt.weight_decay",
+    "runs.main.dpo.beta",
+    "runs.raft.raft.adam_beta2",
+    "pairings.extremes.minimum_margin",
+    "evaluation.test.confidence",
+    "samplings.eight.top_p",
+    "runtime.checkpoint_minutes",
+    "forecast.prompt_tokens",
+    "bases.small.initializer_range",
+]
+COUNTS = [
+    "seed",
+    "samplings.eight.k",
+    "runs.main.iterations",
+    "prompts.asks.size",
+    "runtime.score_tokens",
+    "bases.small.layers",
+    "resources.train_dpo.gpus",
+]
+FILES_OF = {"kind": "files", "type": "conversations", "path": "data"}
+
+
+def by_kind():
+    """The same mistake in every block, and in every kind of number."""
+    for block in [*ENTRIES, "runtime", "resources", "forecast"]:
+        for value in (3, []):
+            yield block, value, block, "must be object"
+    for block, name in ENTRIES.items():
+        key = f"{block}.{name}"
+        yield key, "x", key, "must be object"
+        yield key, None, key, "is null, must be object"
+        yield f"{key}.zzz", 1, f"{key}.zzz", "unknown key. Hint: known are"
+        yield f"{block}.Big-One", {}, f"{block}.Big-One", "names become folder names"
+        yield f"{block}.{{a}}", {}, f"{block}.{{a}}", "use a-z, 0-9 and _ only"
+        if block in WITH_KINDS:
+            yield f"{key}.kind", "wrold", f"{key}.kind", "must be one of"
+            yield f"{key}.kind", None, f"{key}.kind", "must be one of"
+    for key in [*NUMBERS, *COUNTS]:
+        yield key, math.nan, key, "must be finite"
+        yield key, math.inf, key, "must be finite"
+        yield key, "2e-4x", key, "a number such as"
+        yield key, -1, key, "must be"
+        yield key, True, key, "must be"
+
+
+CONFIGS = [
+    *by_kind(),
+    ("seed", 2**32, "seed", "must be at most 4294967295"),
+    ("sft.first.seed", 2**32, "sft.first.seed", "must be at most 4294967295"),
+    ("runs.main.overrides.2.dpo.seed", 2**64, "runs.main.overrides.2.dpo.seed", "must be at most 4294967295"),
+    ("preset", None, "preset", "is null, must be string"),
+    ("preset", "My preset", "preset", "must match"),
+    ("preset", "{a}", "preset", "must match"),
+    ("preset", 2024, "preset", "must be string"),
+    ("results", "~/results", "results", "neither ~ nor $NAME is expanded"),
+    ("results", "$SCRATCH/results", "results", "neither ~ nor $NAME is expanded"),
+    ("results", "results/{run}", "results", "braces would be wildcards"),
+    ("results", ".", "results", "a folder of their own"),
+    ("results", "a\nb", "results", "line breaks"),
+    ("results", ["a"], "results", "must be string or null"),
+    ("runtime.rollout_python", "~/vllm/bin/python", "runtime.rollout_python", "neither ~ nor $NAME is expanded"),
+    ("datasets.talks", {**FILES_OF, "path": "~/hh"}, "datasets.talks.path", "neither ~ nor $NAME is expanded"),
+    ("datasets.talks", {**FILES_OF, "path": "$HOME/hh"}, "datasets.talks.path", "neither ~ nor $NAME is expanded"),
+    ("datasets.talks", {**FILES_OF, "path": ""}, "datasets.talks.path", "must be a path"),
+    ("datasets.talks", {**FILES_OF, "pattern": "/data/*"}, "datasets.talks.pattern", "inside the folder"),
+    ("datasets.talks", {**FILES_OF, "pattern": "../*"}, "datasets.talks.pattern", "inside the folder"),
+    ("datasets.talks", {**FILES_OF, "pattern": ""}, "datasets.talks.pattern", "inside the folder"),
+    ("datasets.talks", {**FILES_OF, "pattern": "a**b"}, "datasets.talks.pattern", "inside the folder"),
+    ("datasets.talks", {**FILES_OF, "part": [0.5]}, "datasets.talks.part", "at least 2 entries"),
+    ("datasets.talks", {**FILES_OF, "part": [0.5, 0.1]}, "datasets.talks.part", "below the second"),
+    ("datasets.talks", {**FILES_OF, "part": 0.5}, "datasets.talks.part", "write [0.5]"),
+    ("datasets.talks", {**FILES_OF, "part": [0, 2]}, "datasets.talks.part[1]", "must be at most 1"),
+    ("datasets.talks.path", "data", "datasets.talks.path", "path is a key of"),
+    ("bases.small", {"kind": "folder", "path": "$MODELS/a"}, "bases.small.path", "neither ~ nor $NAME is expanded"),
+    ("bases.small", {"kind": "gguf", "package": "a-b", "file": "c"}, "bases.small.package", "must match"),
+    ("bases.small", {"kind": "gguf", "file": "c"}, "bases.small.package", "missing"),
+    ("iterations", 5, "iterations", "iterations is a key of runs.NAME"),
+    ("beta", 5, "beta", "beta is a key of runs.NAME.dpo"),
+    ("runs.main.beta", 5, "runs.main.beta", "beta is a key of runs.NAME.dpo"),
+    ("runs.main.dpo.iterations", 5, "runs.main.dpo.iterations", "iterations is a key of runs.NAME"),
+    ("max_new_tokens", 5, "max_new_tokens", "max_new_tokens is a key of samplings.NAME"),
+    ("runs.main.dpo.betta", 5, "runs.main.dpo.betta", "did you mean beta?"),
+    ("evaluations", {}, "evaluations", "did you mean evaluation?"),
+    ("runs.main.dpo.loss", "sigmoid", "runs.main.dpo.loss", "write [sigmoid]"),
+    ("runs.main.dpo.loss", ["sigmiod"], "runs.main.dpo.loss[0]", "did you mean sigmoid?"),
+    ("runs.main.dpo.loss", [], "runs.main.dpo.loss", "at least 1 entries"),
+    ("runs.main.dpo.lora", {"targets": []}, "runs.main.dpo.lora.targets", "at least 1 entries"),
+    ("runs.main.dpo", None, "runs.main.dpo", "is null, must be object"),
+    ("runs.main.overrides", {"x": {}}, "runs.main.overrides.x", "the name must match"),
+    ("runs.main.overrides", {4: {}}, "runs.main.overrides.4", "iterations 1 to 3"),
+    ("runs.main.keep", [4], "runs.main.keep[0]", "iterations 1 to 3"),
+    ("runs.main.mix", {"dataset": "choices"}, "runs.main.mix", "must be array"),
+    ("runs.main.iterations", 11, "runs.main.iterations", "prompts for 10 iterations"),
+    ("runs", {}, "runs", "is empty"),
+    ("run", "mian", "run", "did you mean main?"),
+    ("run", 3, "run", "must be string or null"),
+    ("extends", "lama3_8b", "extends", "did you mean llama3_8b"),
+    ("extends", ["tiny"], "extends", "no such preset"),
+    ("dtype", "float16", "dtype", "must be one of float32, bfloat16"),
+    ("sft.first.base", "smal", "sft.first.base", "did you mean small?"),
+    ("sft.first.dataset", "talk", "sft.first.dataset", "did you mean talks?"),
+    ("rewards.bt.init", "sft/frist", "rewards.bt.init", "did you mean first?"),
+    ("runs.main.prompts", "ask", "runs.main.prompts", "did you mean asks?"),
+    ("runs.main.reward", "btt", "runs.main.reward", "did you mean bt?"),
+    ("runs.main.sampling", "eigth", "runs.main.sampling", "did you mean eight?"),
+    ("runs.main.pairing", "extreme", "runs.main.pairing", "did you mean extremes?"),
+    ("evaluation.test.rewards", ["golden"], "evaluation.test.rewards", "did you mean gold?"),
+    ("evaluation.test.rewards", "gold", "evaluation.test.rewards", "write [gold]"),
+    ("samplings.eight.engine", "vlm", "samplings.eight.engine", "did you mean vllm?"),
+    ("samplings.eight.temperatures", 1.0, "samplings.eight.temperatures", "write [1.0]"),
+    ("samplings.eight.record_logprobs", "yes", "samplings.eight.record_logprobs", "true or false"),
+    ("resources.train_dop", {}, "resources.train_dop", "did you mean train_dpo?"),
+    ("sft.first.max_length", 129, "sft.first.max_length", "is made for 128"),
+    ("rewards.bt.max_length", 4096, "rewards.bt.max_length", "is made for 128"),
+    ("runs.offline.dpo.max_length", 129, "runs.offline.dpo.max_length", "is made for 128"),
+]  # fmt: skip
+
+
+def changed(key, value):
+    """The configuration of test_config.py with one more key."""
+    return test_config.given(**{key.replace(".", "__"): value})
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "key", "word"), CONFIGS, ids=[f"{change} = {value!r}" for change, value, *_ in CONFIGS]
+)
+def test_a_wrong_configuration_is_one_line_with_its_key(change, value, key, word):
+    line = test_config.complaint(changed(change, value))
+    assert line.startswith((f"{key} = ", f"{key}: "))
+    assert word in line
+    assert "Hint: " in line
+
+
+def test_a_preset_of_its_own_without_runs_is_told_how_to_extend():
+    line = test_config.complaint({"preset": "mine", "seed": 3})
+    assert line.startswith("preset = 'mine': begins a configuration of its own, which has no `runs`. Hint: ")
+    assert "write `extends: tiny`" in line
+    assert test_config.resolve({"preset": "mine", "extends": "tiny"}).results == "results/mine"
+
+
+def test_there_are_three_hundred_bad_inputs_here():
+    assert len(CONFIGS) + len(FILES) + len(COMMANDS) + len(TARGETS) + len(UNUSED) + len(DATA) + len(SOURCES) > 300
+
+
+# Data: files that are not what their names say, and sources that are not there
+
+DATA = {
+    "no known ending": ("rows.csv", b"a,b\n", "must end in one of .jsonl, .json, .parquet"),
+    "no ending": ("rows", b"{}\n", "must end in one of"),
+    "a zip": ("rows.jsonl.zip", b"PK", "must end in one of"),
+    "gzip cut short": ("rows.jsonl.gz", gzip.compress(b"{}" * 999)[:20], "damaged or cut short"),
+    "gzip of nothing": ("rows.jsonl.gz", b"\x1f\x8b", "damaged or cut short"),
+    "no parquet": ("rows.parquet", b"{}\n", "damaged or no parquet"),
+    "parquet cut short": ("rows.parquet", b"PAR1" + bytes(20), "damaged or no parquet"),
+    "an array cut short": ("rows.json", b'[{"prompt": "a"}, ', "no JSON array"),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_data_file_that_cannot_be_read_is_named_with_a_hint(tmp_path, name):
+    file, content, word = DATA[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        list(files.rows(tmp_path / file))
+    assert str(caught.value).startswith(f"{tmp_path / file}: ")
+    assert "\nHint: " in str(caught.value)
+    assert word in str(caught.value)
+
+
+SOURCES = {
+    "helpful-bse": ("no such file or folder", "did you mean helpful-base?"),
+    "zzz": ("no such file or folder", "put the data there"),
+    "empty": ("the folder is empty", "put the data there"),
+    "helpful-base": ("no file there matches '*.jsonl'; it has train/rows.jsonl.gz", "set `pattern`"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_that_is_not_there_says_what_is(tmp_path, name):
+    (tmp_path / "helpful-base" / "train").mkdir(parents=True)
+    (tmp_path / "helpful-base" / "train" / "rows.jsonl.gz").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        sources.files(str(tmp_path / name), "*.jsonl", "datasets.mine.path")
+    text, hint = SOURCES[name]
+    assert str(caught.value).startswith(f"datasets.mine.path = {str(tmp_path / name)!r}: {text}. Hint: {hint}")
+
+
+def test_all_sources_and_packages_that_are_missing_are_told_at_once(tmp_path):
+    talks = {"kind": "files", "type": "conversations", "path": str(tmp_path / "talks")}
+    asks = {"kind": "files", "path": str(tmp_path / "asks"), "size": 9}
+    base = {"kind": "gguf", "package": "no_such_package", "file": "a.gguf"}
+    plan = Plan(test_config.resolve(test_config.given(datasets__talks=talks, prompts__asks=asks, bases__small=base)))
+    everything = plan.artifacts(*plan.asked("all"))
+    with pytest.raises(ConfigError, match="not there: 3 errors") as caught:
+        present.check(plan, everything)
+    keys = [line.split(" = ")[0] for line in str(caught.value).splitlines()[1:]]
+    assert keys == ["  - datasets.talks.path", "  - prompts.asks.path", "  - bases.small.package"]
+    # A package alone does not keep from planning; a source that no target takes is not looked for.
+    present.check(plan, [path for path in everything if plan.maker(path)[0] == "convert_base"])
+    present.check(plan, plan.artifacts(plan.dataset("choices")))
 
 
 # What decides nothing is warned of

@@ -28,7 +28,7 @@ WRITTEN = {
     "integer": "a number such as 8. ",
     "boolean": "true or false. ",
     "object": "keys and values. ",
-    "array": "a list such as [1, 2]. ",
+    "array": "a list in brackets. ",
 }
 
 
@@ -105,8 +105,11 @@ def _complain(place: Place, error: str, value: Any, context: dict[str, Any], tex
         complaints.add(key, None, f"the name must match {context['pattern']}", hint)
     elif error == "string_pattern_mismatch":
         complaints.add(key, value, f"must match {context['pattern']}", hint)
+    elif "discriminator" in rule and not isinstance(value, dict):
+        null = "is null, " if value is None else ""
+        complaints.add(key, value, f"{null}must be object", f"{WRITTEN['object']}{hint}")
     elif "discriminator" in rule:
-        kind = value.get("kind") if isinstance(value, dict) else None
+        kind = value.get("kind")
         complaints.unknown(f"{key}.kind", kind, f"must be one of {', '.join(kinds(rule))}", kinds(rule))
     elif error == "literal_error":
         complaints.unknown(key, value, f"must be one of {', '.join(values(rule))}", values(rule))
@@ -124,7 +127,9 @@ def _complain(place: Place, error: str, value: Any, context: dict[str, Any], tex
     elif error == "string_too_short":
         complaints.add(key, value, "is empty", hint)
     else:
-        written = WRITTEN.get(types(rule).split(" ")[0], "")
+        kind = types(rule).split(" ")[0]
+        alone = kind == "array" and isinstance(value, str | int | float)
+        written = f"write [{value}]. " if alone else WRITTEN.get(kind, "")
         null = "is null, " if value is None else ""
         complaints.add(key, value, f"{null}must be {types(rule)}", f"{written}{hint}")
 
