@@ -96,7 +96,7 @@ def test_the_site_is_checked_by_a_job_in_each_partition(slurm, tmp_path):
     assert code == 0, said
     assert "accounts: research, root\n" in said
     assert [line.split(": job")[0] for line in said.splitlines() if " ran on node" in line] == ["cpu", "gpu"]
-    assert "gpu_partition = 'gpus': the cluster has no such partition for you" in check("gpu_partition: gpus\n")[2]
+    assert "gpu_partition = 'gpus': you have no such partition" in check("gpu_partition: gpus\n")[2]
     code, said, _ = check("train_python: /nowhere/python\n")
     assert code == 2
     assert "cpu: job " in said and "/nowhere/python: not found" in said

@@ -135,13 +135,17 @@ MIXED = slurm.Partition("mixed", default=True, cpus=8, gpus={"a100": 2, "v100": 
         (cluster_of(), {}, ["cpu_partition: the cluster has no default partition; it has none"]),
         (cluster_of(MIXED), {}, ["gpu_model: mixed has GPUs of several types: a100, v100", "`any` takes what comes"]),
         (cluster_of(MIXED), {"gpu_model": "a10"}, ["gpu_model = 'a10': mixed has no such GPU. Hint: did you mean a10"]),
-        (cluster_of(CPU, GPU), {"cpu_partition": "mian"}, ["cpu_partition = 'mian': the", "did you mean main?"]),
-        (cluster_of(CPU, GPU), {"gpu_partition": "gpu"}, ["gpu_partition = 'gpu': the cluster has no such partition"]),
-        (cluster_of(CPU, GPU), {"gpu_partition": "main"}, ["gpu_partition = 'main': has no GPUs. Hint: there are"]),
+        (cluster_of(CPU, GPU), {"cpu_partition": "mian"}, ["cpu_partition = 'mian': you", "did you mean main?"]),
+        (cluster_of(CPU, GPU), {"gpu_partition": "gpu"}, ["gpu_partition = 'gpu': you have no such partition"]),
+        (
+            cluster_of(CPU, GPU),
+            {"gpu_partition": "main"},
+            ["gpu_partition = 'main': has no GPUs that", "Hint: there are: a100 ("],
+        ),
         (
             cluster_of(CPU, GPU, accounts=slurm.Accounts(("bio", "ml"))),
             {},
-            ["account: the cluster knows no default among your accounts: bio, ml"],
+            ["account: SLURM has no default among your accounts: bio, ml"],
         ),
         (
             cluster_of(CPU, GPU, accounts=ML),

@@ -308,39 +308,43 @@ def settle(site: Site, has: Cluster, config: Config) -> Site:
     each step that asks for more cores or GPUs than any node of its partition has.
     """
     complaints, settled = Complaints(), {**site, "partitions": has.partitions}
-    on_gpu = [rule for rule in computing() if needs(config, rule).gpus]
-    choices = slurm.listed(has.partitions.values())
-    if site["account"] is None and len(has.accounts.names) > 1 and not has.accounts.default:
-        names = ", ".join(has.accounts.names)
-        complaints.add("account", None, f"the cluster knows no default among your accounts: {names}", "name one.")
-    elif site["account"] and has.accounts.names and site["account"] not in has.accounts.names:
-        complaints.unknown("account", site["account"], "is no account of yours", has.accounts.names)
-    for key, choose in {"cpu_partition": slurm.default_partition, "gpu_partition": slurm.gpu_partition}.items():
-        if key == "gpu_partition" and not on_gpu:
-            continue
-        settled[key] = site[key] or choose(has)
-        if site[key] and site[key] not in has.partitions:
-            complaints.unknown(key, site[key], "the cluster has no such partition for you", has.partitions)
-        elif not settled[key] and key == "cpu_partition":
-            complaints.add(key, None, f"the cluster has no default partition; it has {choices}", "name one.")
-        elif not settled[key]:
-            with_gpus = slurm.listed(each for each in has.partitions.values() if each.gpus)
-            complaints.add(key, None, f"which one is not clear; with GPUs there are: {with_gpus}", "name one.")
-    gpus = has.partitions[settled["gpu_partition"]].gpus if settled["gpu_partition"] in has.partitions else {}
-    wanted = site["gpu_model"]
-    if on_gpu and gpus and wanted is None and len(gpus) > 1:
-        text = f"{settled['gpu_partition']} has GPUs of several types: {', '.join(filter(None, gpus))}"
-        complaints.add("gpu_model", None, text, "name one; `any` takes what comes, be it another for each step.")
-    elif on_gpu and any(gpus) and wanted not in (None, ANY_GPU, *gpus):
-        complaints.unknown("gpu_model", wanted, f"{settled['gpu_partition']} has no such GPU", [*filter(None, gpus)])
-    elif on_gpu and settled["gpu_partition"] in has.partitions and not gpus:
-        complaints.add("gpu_partition", settled["gpu_partition"], "has no GPUs", f"there are {choices}.")
+    mine, choices = has.accounts.names, slurm.listed(has.partitions.values())
+    if site["account"] is None and len(mine) > 1 and not has.accounts.default:
+        complaints.add("account", None, f"SLURM has no default among your accounts: {', '.join(mine)}", "name one.")
+    elif site["account"] and mine and site["account"].lower() not in map(str.lower, mine):
+        complaints.unknown("account", site["account"], "is no account of yours", mine)
+    settled["cpu_partition"] = site["cpu_partition"] or slurm.default_partition(has)
+    if settled["cpu_partition"] is None:
+        complaints.add("cpu_partition", None, f"the cluster has no default partition; it has {choices}", "name one.")
+    elif settled["cpu_partition"] not in has.partitions:
+        complaints.unknown("cpu_partition", site["cpu_partition"], "you have no such partition", has.partitions)
+    if any(needs(config, rule).gpus for rule in computing()):
+        settled["gpu_partition"] = site["gpu_partition"] or slurm.gpu_partition(has)
+        _settle_gpus(complaints, settled, has)
     if not complaints:
         _fit(complaints, settled, config)
     if complaints:
         lines = "\n".join(f"  - {line}" for line in complaints)
-        raise ConfigError(f"the cluster does not answer everything that profiles/slurm/site.yaml leaves open\n{lines}")
+        raise ConfigError(f"where steps go is not settled by SLURM and profiles/slurm/site.yaml\n{lines}")
     return settled
+
+
+def _settle_gpus(complaints: Complaints, site: Site, has: Cluster) -> None:
+    """Complain where it is not clear in which partition a step gets which GPU."""
+    name, model = site["gpu_partition"], site["gpu_model"]
+    with_gpus = slurm.listed(each for each in has.partitions.values() if each.gpus)
+    if name is None:
+        complaints.add("gpu_partition", None, f"which one is not clear; with GPUs there are: {with_gpus}", "name one.")
+    elif name not in has.partitions:
+        complaints.unknown("gpu_partition", name, "you have no such partition", has.partitions)
+    elif not (gpus := has.partitions[name].gpus):
+        complaints.add("gpu_partition", name, "has no GPUs that SLURM knows", f"there are: {with_gpus}.")
+    elif model is None and len(gpus) > 1:
+        types = ", ".join(filter(None, gpus))
+        hint = "name one; `any` takes what comes, be it another for each step."
+        complaints.add("gpu_model", None, f"{name} has GPUs of several types: {types}", hint)
+    elif any(gpus) and model not in (None, ANY_GPU, *gpus):
+        complaints.unknown("gpu_model", model, f"{name} has no such GPU", filter(None, gpus))
 
 
 def _fit(complaints: Complaints, site: Site, config: Config) -> None:
