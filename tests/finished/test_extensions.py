@@ -134,6 +134,6 @@ def test_make_plan_tells_of_them(extended):
     again = run(folder, "python", "-m", "scripts.show_plan", "iter1_rewards", *options).stdout
     (folder / "rewards.hidden").rename(folder / MADE["a labeller"])
     assert re.search(r"^  weigh_rollouts +1$", again, re.MULTILINE), again
-    assert re.search(r"^  weigh_rollouts: \d+ MiB \(.*weights 1\) on one process; 384k tokens$", again, re.MULTILINE), (
+    assert re.search(r"^  weigh_rollouts: \d+ MiB \(.*weights 1\) on one process; 576k tokens$", again, re.MULTILINE), (
         again
     )

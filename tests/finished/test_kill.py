@@ -84,7 +84,7 @@ def test_killed_five_times_in_the_reward_model_and_the_first_iteration(scratch_b
     root = scratch_build / "results/tiny"
 
     def begin() -> None:
-        for path in root.glob("sft/tiny/rollouts/best_of_8/**/*.*"):
+        for path in root.glob("sft/tiny/rollouts/best_of_8/requests-1/**/*.*"):
             path.unlink()
         for artifact in ("runs/main/iter1/policy", "reward/bt/model"):
             for suffix in ("json", "sha256"):
