@@ -61,7 +61,7 @@ def submit(site: cluster.Site, settings: Config, partition: str, gpus: int) -> s
     words = ["sbatch", "--parsable", "--job-name", "check_site", "--output", f"{log}/%j.log", "--time", "1"]
     words += ["--mem", "200", "--partition", partition, *(["--gres", cluster.gres(gpus, site)] if gpus else [])]
     words += [*(["--account", site["account"]] if site["account"] else []), "--wrap", trial]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=120, check=False)
     return done.stdout.strip().split(";")[0] if done.returncode == 0 else done.stderr.strip()
 
 
@@ -83,14 +83,16 @@ def outcome(partition: str, job: str, seconds: int) -> bool:
         log.unlink(missing_ok=True)
         print(f"{partition}: job {job} ran on {node}")
     else:
-        print(f"{partition}: job {job} {state} on {node}: {log.read_text().strip() if log.exists() else 'no log'}")
+        print(
+            f"{partition}: job {job} {state} on {node}: {log.read_text(encoding='utf-8', errors='replace').strip() if log.exists() else 'no log'}"
+        )
     return state == "COMPLETED"
 
 
 def status(job: str) -> dict[str, str]:
     """What SLURM says of a job, by field; nothing where it does not answer."""
     command = ["scontrol", "--oneliner", "show", "job", job]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False)
     return slurm.fields(done.stdout)
 
 

@@ -81,7 +81,9 @@ def _answer(command: list[str], tries: int) -> str:
         if attempt:
             time.sleep(SECONDS_BETWEEN)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", timeout=SECONDS_TO_ANSWER, check=False
+            )
         except subprocess.TimeoutExpired:
             said = f"no answer within {SECONDS_TO_ANSWER} s"
             continue

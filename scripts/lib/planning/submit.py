@@ -65,7 +65,7 @@ def submit(options: list[str], given: bytes, folder: Path, environment: dict[str
         else:
             code, said, wrong = _run(command, given, environment)
     if code == 0:
-        with (folder / "submitted").open("a") as file:
+        with (folder / "submitted").open("a", encoding="utf-8") as file:
             file.write(f"{said.split(';')[0].strip()}\n")
     sys.stdout.write(said)
     sys.stderr.write(wrong)
@@ -103,7 +103,7 @@ def _run(command: list[str], given: bytes, environment: dict[str, str]) -> tuple
 
 def _lines(path: Path) -> list[str]:
     """A file's lines; none where there is no file."""
-    return path.read_text().split() if path.exists() else []
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
 
 
 def _say(folder: Path, text: str) -> None:
@@ -125,7 +125,7 @@ def stand_in() -> None:
     program = folder / "sbatch"
     module = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from scripts.lib.planning import submit; "
     start = shlex.join([sys.executable, "-c", f"{module}sys.exit(submit.main())", str(folder)])
-    program.write_text(f'#!/bin/sh\nexec {start} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {start} "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     os.mkfifo(folder / "says")
     threading.Thread(target=_relay, args=(folder / "says",), daemon=True).start()
