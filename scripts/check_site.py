@@ -83,9 +83,8 @@ def outcome(partition: str, job: str, seconds: int) -> bool:
         log.unlink(missing_ok=True)
         print(f"{partition}: job {job} ran on {node}")
     else:
-        print(
-            f"{partition}: job {job} {state} on {node}: {log.read_text(encoding='utf-8', errors='replace').strip() if log.exists() else 'no log'}"
-        )
+        logged = log.read_text(encoding="utf-8", errors="replace").strip() if log.exists() else "no log"
+        print(f"{partition}: job {job} {state} on {node}: {logged}")
     return state == "COMPLETED"
 
 
