@@ -81,11 +81,16 @@ def built(tmp_path_factory):
         "prompts": {"asks": {"kind": "hub", "repo": "tiny/asks-{n}-few", "revision": asks, "size": 10}},
         "sft": {
             "it": {"kind": "adopt", "base": "llama"},
-            "taught": {"kind": "train", "base": "llama", "dataset": "talks"},
+            "taught": {"kind": "train", "base": "llama", "dataset": "talks", "max_length": 2048},
         },
         "pairings": {"as_given": {}},
         "runs": {
-            name: {"sft": sft, "iterations": 1, "mix": [{"dataset": "choices", "pairing": "as_given"}]}
+            name: {
+                "sft": sft,
+                "iterations": 1,
+                "mix": [{"dataset": "choices", "pairing": "as_given"}],
+                "dpo": {"max_length": 2048},
+            }
             for name, sft in (("main", "it"), ("other", "taught"))
         },
         "runtime": {"device": "cpu"},

@@ -78,16 +78,10 @@ def test_a_missing_data_folder_is_named_with_its_key(checkout, tmp_path):
     assert "Hint:" in said
 
 
-@pytest.mark.parametrize("target", ["iter4_policy", "iter7_pairs", "iter0_rollouts"])
-def test_an_iteration_beyond_the_configured_ones_is_refused_clearly(checkout, target):
-    said = complaint(checkout, target)
-    assert "run 'main' has iterations 1 to 3" in said
-    assert "raise runs.main.iterations" in said
-
-
-def test_an_offline_run_says_that_it_has_no_rollouts(checkout):
-    said = complaint(checkout, "iter1_rollouts", "--config", "run=offline")
-    assert "trains on curated preferences only" in said
+def test_targets_that_the_run_does_not_have_are_refused_clearly_and_together(checkout):
+    said = complaint(checkout, "iter1_rollouts", "iter4_policy", "--config", "run=offline")
+    assert "target iter1_rollouts: run 'offline' trains on curated preferences only" in said
+    assert "target iter4_policy: run 'offline' has iterations 1 to 1" in said
 
 
 def test_without_an_environment_for_vllm_a_build_is_refused_before_its_first_job_and_a_dry_run_says_so(tmp_path):

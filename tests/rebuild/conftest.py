@@ -18,8 +18,13 @@ from tests.rebuild.snake import snakemake
 FILES = """
 run: talk
 datasets: {talk: {kind: files, type: conversations, path: data/talk, pattern: "*.jsonl"}}
-sft: {talker: {kind: train, base: world, dataset: talk}}
-runs: {talk: {sft: talker, iterations: 1, mix: [{dataset: annotations, pairing: as_given}], dpo: {batch_size: 32}}}
+sft: {talker: {kind: train, base: world, dataset: talk, max_length: 128}}
+runs:
+  talk:
+    sft: talker
+    iterations: 1
+    mix: [{dataset: annotations, pairing: as_given}]
+    dpo: {batch_size: 32, max_length: 128}
 """
 
 

@@ -285,11 +285,11 @@ overlays(
         "a data set that nothing uses": "datasets: {spare: {kind: world, type: conversations, split: sft, size: 9}}",
         "a prompt set that nothing uses": "prompts: {spare: {kind: world, split: validation, size: 9}}",
         "a base that nothing uses": "bases: {spare: {kind: world}}",
-        "an SFT policy that nothing uses": "sft: {spare: {kind: train, base: world, dataset: demonstrations}}",
+        "an SFT policy that nothing uses": "sft: {spare: {kind: adopt, base: world}}",
         "a sampling that nothing uses": "samplings: {best_of_8_mixed: {k: 4, max_new_tokens: 32}}",
         "a pairing that nothing uses": "pairings: {spare: {strategy: max_max}}",
         "a reward that nothing uses": "rewards: {spare: {kind: bt, init: sft/tiny, dataset: annotations, "
-        "heldout: annotations_heldout}}",
+        "heldout: annotations_heldout, max_length: 128}}",
         "RAFT settings of a DPO run": "runs: {main: {raft: {learning_rate: 1e-5}}}",
         "a strategy for curated pairs": "pairings: {as_given: {strategy: max_max}}",
         "runtime.device": "runtime: {device: cuda}",
@@ -421,7 +421,9 @@ overlays(NOTHING, {"larger blocks of which one is enough as before": "prompts: {
 
 # Another reward model, runs that come and go
 
-SECOND = "rewards: {second: {kind: bt, init: sft/tiny, dataset: annotations, heldout: annotations_heldout}}"
+SECOND = (
+    "rewards: {second: {kind: bt, init: sft/tiny, dataset: annotations, heldout: annotations_heldout, max_length: 128}}"
+)
 TABLE["another reward model for one run"] = Mutation(
     {reward("second"), score(SFT, 1, "second")} | below(raft(1)),
     overlay=f"{SECOND}\nruns: {{raft: {{reward: second}}}}",

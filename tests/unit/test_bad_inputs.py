@@ -198,8 +198,8 @@ STAGES = ["rollouts", "rewards", "pairs", "policy", "weights"]
 RULES = dict.fromkeys(["all", "sft", "reward", "evaluation", "report", "audit", "verify", "prune"], False)
 RULES |= {f"iter{n}_{stage}": False for n in (1, 2, 3) for stage in STAGES} | {"train_dpo": True, "train_sft": True}
 TARGETS = [
-    ("iter0_policy", "target iter0_policy: iterations begin with 1", "target sft"),
-    ("iter00_pairs", "target iter00_pairs: iterations begin with 1", "target sft"),
+    ("iter0_policy", "target iter0_policy: run 'main' has iterations 1 to 3", "target sft"),
+    ("iter00_pairs", "target iter00_pairs: run 'main' has iterations 1 to 3", "target sft"),
     ("iter01_policy", "target iter01_policy: ", "did you mean iter1_policy?"),
     ("iter4_policy", "target iter4_policy: run 'main' has iterations 1 to 3", "raise runs.main.iterations"),
     ("iter99_rollouts", "target iter99_rollouts: run 'main' has iterations 1 to 3", "no iteration 99"),

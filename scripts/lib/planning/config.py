@@ -24,7 +24,8 @@ def resolve(given: Given, quiet: bool = False) -> Config:
     """The whole configuration: `given` over the defaults, numbers typed, references checked.
 
     Raises ConfigError that lists every error with its key, its value, what is allowed, and a hint. References are
-    checked once keys and types are right. Notices of renamed keys go to stderr, unless `quiet`.
+    checked once keys and types are right. `quiet` is for the Snakemake of a job: no notice of renamed keys goes to
+    stderr, and models that have been made since the build began are not looked at.
     """
     wrong = Complaints()
     whole = extended(_modern(given, quiet), wrong, quiet)
@@ -39,7 +40,7 @@ def resolve(given: Given, quiet: bool = False) -> Config:
     except ValidationError as error:
         complaints.translate(error, wrong)
     if config is not None:
-        Checks(config, wrong).everything()
+        Checks(config, wrong, made=not quiet).everything()
     wrong.raise_if_any("config")
     assert config is not None  # noqa: S101
     return config

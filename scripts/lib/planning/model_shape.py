@@ -140,13 +140,13 @@ def of_base(block: Base, made: Path) -> Shape | None:
     return of_block(block)
 
 
-def _files(block: Base, made: Path) -> list[Path]:
+def _files(block: Base, made: Path | None) -> list[Path]:
     """The config.json of the model that has been made of an entry, and that of a local folder."""
-    files = [made / "config.json"] if _made_of(block, made) else []
+    files = [made / "config.json"] if made and _made_of(block, made) else []
     return [*files, ROOT / block.path / "config.json"] if isinstance(block, BaseFolder) else files
 
 
-def positions(key: str, block: Base, made: Path) -> tuple[int, str] | None:
+def positions(key: str, block: Base, made: Path | None) -> tuple[int, str] | None:
     """The longest sequence that a base is made for, in tokens, and what says so; None where nothing does yet."""
     for file in _files(block, made):
         if longest := shapes.positions(_read(file)):

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from typing import get_args
 
 from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.rewards import RewardBt
@@ -66,9 +67,10 @@ def _used(config: Config) -> dict[str, set[str]]:
 
 def _without_effect(key: str, run: Run, said: Given) -> Iterator[str]:
     """The keys that are said of a run, or of an iteration of it, and that its method does not read."""
-    why = {"raft": "method is dpo"} if run.method == "dpo" else {}
+    methods = get_args(Run.model_fields["method"].annotation)
+    why = {method: f"method is {run.method}" for method in methods if method != run.method}
     if run.method == "raft":
-        why |= dict.fromkeys(("dpo", "pairing", "reference", "mix"), "method is raft")
+        why |= dict.fromkeys(("pairing", "reference", "mix"), "method is raft")
     if run.prompts is None:
         why |= dict.fromkeys(("sampling", "pairing", "train_on"), "the run has no prompts to sample on")
     blocks = {key: said} | {f"{key}.overrides.{n}": own for n, own in (said.get("overrides") or {}).items()}
