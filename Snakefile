@@ -22,20 +22,13 @@
 #   block/source = datasets/NAME | prompts/NAME | prompts/NAME-N
 #
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
-import atexit
-import os
-import sys
-
 from snakemake import cli
 
-from scripts.lib.planning import command_line, environment, failures, given
+from scripts.lib.planning import command_line, environment, paths, plan
 from scripts.lib.planning import config as configuration
-from scripts.lib.planning import paths, plan, replaced, unused
 from scripts.lib.stage import errors
 
-# What we start reads and writes UTF-8, whatever the locale, and finds the interpreter that runs this.
-os.environ["PYTHONUTF8"] = "1"
-environment.use_own()
+environment.prepare()
 
 if "preset" not in config and "extends" not in config:
 
@@ -58,15 +51,6 @@ try:
         configuration.check_memory(PLAN.config)
 except errors.ConfigError as error:
     raise Refused(str(error)) from None
-if workflow.is_main_process:
-    line = given.introduction(PLAN.config, said.configfiles, said.config)
-    own = configuration.own(said.configfiles, said.config)
-    print(line, *unused.unused(PLAN.config, own), sep="\n", file=sys.stderr)
-if workflow.is_main_process and (unpinned := PLAN.unpinned()):
-    print(
-        f"not pinned to a commit: {', '.join(unpinned)} (revision: main)",
-        file=sys.stderr,
-    )
 
 
 pathvars:
@@ -100,51 +84,6 @@ include: "rules/targets.smk"
 
 
 planned(wiring.check, PLAN, wired())
-if workflow.is_main_process:
-    words = command_line.words()
-    known = {each.name: each.has_wildcards() for each in workflow.rules}
-    planned(command_line.check_targets, cli, words, PLAN, known)
-    planned(present.check, PLAN, command_line.artifacts(cli, words, PLAN))
 
 
-# What is planned may be looked at without any environment; a build is refused before its first job.
-if workflow.is_main_process:
-    for line in unready(PLAN.artifacts(*PLAN.asked("all"))):
-        print(f"not ready for all steps: {line}", file=sys.stderr)
-
-
-def to_be_made():
-    """The artifacts that Snakemake has planned to make; a dry run counts its jobs as finished."""
-    return [
-        job.output[0]
-        for job in workflow.dag.needrun_jobs(exclude_finished=False)
-        if job.output
-    ]
-
-
-def end_of_dry_run():
-    """Say what the build would ask for; Snakemake has no hook for a dry run, and knows late that it is one."""
-    if workflow.dryrun and workflow.dag:
-        replaced.show(PLAN, to_be_made())
-
-
-if workflow.is_main_process:
-    atexit.register(end_of_dry_run)
-
-
-onstart:
-    if not workflow.touch:
-        planned(ready, to_be_made())
-        planned(replaced.agree, PLAN, to_be_made())
-        bring_back(workflow.dag.needrun_jobs())
-
-
-onsuccess:
-    tell_warnings()
-
-
-onerror:
-    tell_warnings()
-    failures.show(
-        (job.rule.name, log) for job in workflow.scheduler.failed for log in job.log
-    )
+include: "rules/start.smk"

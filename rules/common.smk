@@ -3,15 +3,11 @@
 `settings` and `code` are recorded by Snakemake and decide what runs again; everything else is not recorded.
 """
 
-import contextlib
-import io
 import shlex
 from pathlib import Path
 
-from scripts.lib.planning import cluster, paths, present, slurm, submit
-from scripts.lib.planning import warned, wiring
+from scripts.lib.planning import cluster, paths, wiring
 from scripts.lib.planning.cards import CARDS
-from scripts.lib.stage import clocks
 from scripts.lib.stage.artifact import canonical_json
 
 
@@ -48,90 +44,6 @@ SITE = None
 if "site" in NAMED:
     SITE = planned(cluster.read_site, Path(workflow.basedir) / NAMED["site"], CONDA)
     planned(cluster.use_scratch, SITE)
-
-
-def options():
-    """Snakemake's options: it tells a workflow what runs its jobs, and whether any run, only after the rules."""
-    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile again
-        return cli.parse_args(sys.argv[1:])[1]
-
-
-ONLY_LOOKS = (
-    *("dryrun", "touch", "unlock", "lint", "list_rules", "list_target_rules"),
-    *("print_compilation", "dag", "rulegraph", "filegraph", "d3dag", "summary"),
-    *("detailed_summary", "list_changes", "list_input_changes", "list_untracked"),
-    *("list_params_changes", "cleanup_metadata", "archive", "report"),
-)
-
-
-def settled(site, looks):
-    """The site with what it leaves to SLURM, which is asked once, where jobs are submitted; a look goes on without."""
-    try:
-        has = slurm.ask(tries=1 if looks else slurm.TRIES)
-        site = cluster.settle(site, has, PLAN.config)
-        print(*cluster.in_words(site, has, PLAN.config), sep="\n", file=sys.stderr)
-    except errors.ConfigError as error:
-        if not looks:
-            raise Refused(str(error)) from None
-        print(f"not ready to submit: {error}", file=sys.stderr)
-    return site
-
-
-if SITE and workflow.is_main_process:
-    COMMAND = options()
-    looks = any(getattr(COMMAND, option) for option in ONLY_LOOKS)
-    if COMMAND.executor == "slurm":
-        SITE = settled(SITE, looks)
-    if COMMAND.executor == "slurm" and not looks:
-        if earlier := " ".join(submit.left_by_others()):
-            print(
-                "still in the queue from an earlier or another build here: jobs"
-                f" {earlier}; steps that still run are waited for."
-                f" Hint: `scancel {earlier}` ends them.",
-                file=sys.stderr,
-            )
-        submit.stand_in()
-
-
-def unready(artifacts):
-    """What is wrong with the interpreters that making these artifacts would start, and what packages they lack."""
-    lines = cluster.unready(
-        PLAN.config, SITE, PLAN.samples_by("vllm", artifacts), CONDA
-    )
-    if CONDA or (SITE or {}).get("train_python"):
-        return lines  # packages of another environment than this
-    return lines + present.missing_packages(PLAN, artifacts)
-
-
-def ready(artifacts):
-    """Refuse a build of these artifacts that the machine is not ready for."""
-    lines = unready(artifacts) + environment.unwritable(PLAN.root)
-    program = cluster.interpreter(PLAN.config, SITE)
-    if artifacts and not CONDA and program == "python":
-        lines += environment.complaints(program)
-    if lines:
-        raise errors.ConfigError(
-            "\n".join(["not ready to run:", *(f"  - {line}" for line in lines)])
-        )
-
-
-def bring_back(jobs):
-    """Give inputs that a clock ahead of ours has stamped the present time, or the jobs that read them are lost."""
-    read = {Path(path) for job in jobs for path in job.input}
-    if late := read and clocks.bring_back(Path(PLAN.root), read):
-        print(
-            f"made in the future by the clock of this machine, and given the present time: {', '.join(map(str, late))}"
-            f"\n{clocks.HINT}",
-            file=sys.stderr,
-        )
-
-
-def tell_warnings():
-    """Print what the jobs that ran warned of; those that are brought up to date by --touch did not run."""
-    ran = [] if workflow.touch else workflow.dag.finished_jobs
-    artifacts = [job.output[0] for job in ran if job.rule.name in CARDS]
-    for line in warned.lines(artifacts):
-        print(line, file=sys.stderr)
 
 
 # Of a rule: what it reads, and which values of its wildcards are its own

@@ -55,7 +55,8 @@ def test_a_python_that_could_not_train_is_refused_by_name(tmp_path, monkeypatch)
 def test_snakemakes_own_environment_comes_first_where_python_is_another(tmp_path, monkeypatch, text):
     there = program(tmp_path / "bin", text) if text else str(tmp_path)
     monkeypatch.setenv("PATH", there)
-    environment.use_own()
+    monkeypatch.setenv("PYTHONUTF8", "1")
+    environment.prepare()
     assert os.environ["PATH"].split(os.pathsep) == [OWN, there]
 
 
@@ -63,8 +64,10 @@ def test_snakemakes_own_environment_comes_first_where_python_is_another(tmp_path
 def test_a_python_that_could_train_stays_first(tmp_path, monkeypatch, first):
     path = os.pathsep.join([OWN, "/usr/bin"] if first else [program(tmp_path / "bin", "echo"), OWN])
     monkeypatch.setenv("PATH", path)
-    environment.use_own()
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    environment.prepare()
     assert os.environ["PATH"] == path
+    assert os.environ["PYTHONUTF8"] == "1"
 
 
 @pytest.mark.parametrize("name", ["", "logs", "benchmarks", "work"])

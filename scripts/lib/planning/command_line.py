@@ -38,7 +38,9 @@ def stop_early(cli: Any) -> None:
 
 def words() -> list[str]:
     """What stands after `snakemake` on the command line; nothing in a tool of ours that only asks Snakemake."""
-    return sys.argv[1:] if Path(sys.argv[0]).name in ("snakemake", "__main__.py") else []
+    program = Path(sys.argv[0])
+    own = program.name == "snakemake" or program.parts[-2:] == ("snakemake", "__main__.py")
+    return sys.argv[1:] if own else []
 
 
 def check(cli: Any, argv: list[str], files: Iterable[Path] = ()) -> None:

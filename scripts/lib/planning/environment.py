@@ -61,11 +61,13 @@ def unwritable(root: str) -> Complaints:
     return Complaints(dict.fromkeys(found))
 
 
-def use_own() -> None:
-    """Put the environment that runs Snakemake first on PATH, unless the `python` there is one that could run a step.
+def prepare() -> None:
+    """Set what every step inherits: UTF-8 whatever the locale, and a `python` that can run it.
 
-    So `.venv/bin/snakemake` works without activating anything.
+    The environment that runs Snakemake comes first on PATH, unless the `python` there could run a step. So
+    `.venv/bin/snakemake` works without activating anything.
     """
+    os.environ["PYTHONUTF8"] = "1"
     own, found = Path(sys.executable).parent, shutil.which("python")
     if (found is None or Path(found).parent != own) and (found is None or lacking(found)):
         os.environ["PATH"] = os.pathsep.join([str(own), os.environ.get("PATH", os.defpath)])
