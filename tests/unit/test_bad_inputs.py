@@ -355,7 +355,7 @@ CONFIGS = [
     ("runs.main.overrides", {4: {}}, "runs.main.overrides.4", "iterations 1 to 3"),
     ("runs.main.keep", [4], "runs.main.keep[0]", "iterations 1 to 3"),
     ("runs.main.mix", {"dataset": "choices"}, "runs.main.mix", "must be array"),
-    ("runs.main.iterations", 11, "runs.main.iterations", "prompts for 10 iterations"),
+    ("runs.main.iterations", 30_001, "runs.main.iterations", "the world has 30000 prompts"),
     ("runs", {}, "runs", "is empty"),
     ("run", "mian", "run", "did you mean main?"),
     ("run", 3, "run", "must be string or null"),
