@@ -48,7 +48,10 @@ def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
     forecast = said.index("forecast for the most demanding jobs:")
     rules = {line.split(":")[0].strip() for line in said[forecast + 1 : -2] if line[2] != " "}
     assert rules == {"sample_rollouts", "score_rollouts", "score_reference", "train_dpo"}
-    assert [*said[14:forecast], said[-1]] == [
+    title, *lost, blank = said[14 : said.index("shared:")]
+    assert (title, blank) == ("asks first, because trained weights are lost:", "")
+    assert [line.split(", ")[0] for line in lost] == [f"  replaces: runs/main/iter{n}/policy" for n in (1, 2, 3)]
+    assert [*said[said.index("shared:") : forecast], said[-1]] == [
         "shared:",
         "  kept, and also used by once, offline, raft: base/world, data/demonstrations, sft/tiny, data/annotations,",
         "      data/annotations_heldout, reward/bt",
