@@ -6,13 +6,25 @@ import math
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification
 
-from scripts import sample_rollouts, score_reference, score_rollouts, train_dpo, train_raft, train_reward, train_sft
-from scripts.lib.data import shapes, tables
+from scripts import (
+    convert_base,
+    fetch_base,
+    sample_rollouts,
+    score_reference,
+    score_rollouts,
+    train_dpo,
+    train_raft,
+    train_reward,
+    train_sft,
+)
+from scripts.lib.data import shapes, sources, tables
 from scripts.lib.data.schemas.pairs import PAIRS
 from scripts.lib.data.schemas.reference import REFERENCE
+from scripts.lib.kinds.bases import FetchBase
 from scripts.lib.models import chat
 from scripts.lib.planning.config import resolve
 from scripts.lib.planning.plan import Plan
+from scripts.lib.stage.errors import InputError
 from tests.unit import test_sampling, test_train_dpo, test_train_raft, test_train_reward, test_train_sft
 from tests.unit.test_config import BASE, SHORT, complaint, complaints, given
 
@@ -215,3 +227,14 @@ def test_a_jobs_own_snakemake_does_not_ask_what_has_been_made_since_the_build_be
     fetched(tmp_path, config)
     resolve(config, quiet=True)
     assert "is made for 8192" in complaint(config)
+
+
+def test_quantised_weights_are_refused_where_they_are_fetched_or_converted(tmp_path):
+    folder(tmp_path / "model", {**LLAMA, "quantization_config": {"quant_method": "awq"}})
+    settings = FetchBase(repo="a/b", revision="main", license="unknown", chat_template=None, chat_template_sha256=None)
+    with pytest.raises(InputError, match=r"config\.json: the weights are quantised \(awq\).*\nHint: "):
+        fetch_base.check(tmp_path / "model", settings, None)
+    files = sorted((tmp_path / "model").iterdir())
+    planned = sources.digest(str(tmp_path / "model"), "*", "bases.small.path")
+    with pytest.raises(InputError, match=r"config\.json: the weights are quantised \(awq\).*\nHint: "):
+        convert_base.planned_folder(files, planned)
