@@ -24,7 +24,8 @@ from scripts.lib.stage.artifact import canonical_json, input_digest, read_json, 
 from scripts.lib.stage.digest import ROOT
 
 ATTACK = "<script>alert('x')</script><img src=https://example.org/x.png> & \"quoted\""
-INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1, "max_kl": 50, "stop_on_warnings": False}
+INTERVALS = {"confidence": 0.95, "resamples": 200, "seed": 1}
+GATES = {"max_kl": 50, "stop_on_warnings": False}
 
 
 def evaluation(
@@ -53,7 +54,7 @@ def evaluation(
     table = root / policy / "eval/heldout.parquet"
     kept = [{**{c: row[c] for c in EVALUATION}, "rewards": canonical_json(row["rewards"])} for row in rows]
     tables.write_table(table, kept, EVALUATION, ("prompt_id", "k"))
-    settings = {**INTERVALS, "benchmark": "rewards", "rewards": labellers}
+    settings = {**INTERVALS, **GATES, "benchmark": "rewards", "rewards": labellers}
     modes = {"sampled": [r for r in rows if r["temperature"] > 0], "greedy": [r for r in rows if not r["temperature"]]}
     write_json(
         table.with_suffix(".json"),

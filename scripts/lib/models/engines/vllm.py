@@ -35,7 +35,7 @@ CPU_ENVIRONMENT = {
 }
 CPU_BATCHED_TOKENS = 4096
 # Phrases in vLLM's error messages that point to settings; see _deciding.
-LENGTH, PARALLEL = ("max_model_len (", "max seq len"), ("tensor parallel size", "World size (")
+LENGTH, PARALLEL = ("max seq len",), ("tensor parallel size", "World size (")
 MEMORY = ("memory utilization", "`gpu_memory_utilization`", "out of memory", "KVCACHE_SPACE")
 
 
