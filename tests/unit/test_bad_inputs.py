@@ -148,6 +148,7 @@ COMMANDS = [
     ("--config preset=lama3_8b", "--config preset=lama3_8b: a preset is a file", "presets/llama3_8b.yaml takes"),
     ("--config preset=tiny", "--config preset=tiny: a preset is a file", "config/config.yaml takes"),
     ("--config preset=zzz", "--config preset=zzz: a preset is a file", "--configfile PATH"),
+    ("iter1_policy --no-hooks", "--no-hooks: nobody would be asked", "--config replace=true"),
     ("--profile site --configfile mine.yaml", "--configfile: the profile site sets configfile", "'beta.yaml'"),
     ("--profile keys --config run=main", "--config: the profile keys sets config", "run=raft"),
 ]

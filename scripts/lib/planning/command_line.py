@@ -50,6 +50,9 @@ def check(cli: Any, argv: list[str], files: Iterable[Path] = ()) -> None:
     """
     options, wrong = cli.get_argument_parser().parse_args(argv), Complaints()
     _given_twice(argv, wrong)
+    if options.no_hooks:
+        text = "nobody would be asked before trained weights are replaced"
+        wrong.add("--no-hooks", None, text, "leave it out; --config replace=true agrees beforehand.")
     _dropped_from_profiles(cli, options, wrong)
     said = _said(options.config or [], wrong)
     there = []
