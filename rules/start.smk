@@ -30,8 +30,9 @@ def check_targets():
     """Refuse targets that nothing makes, and sources that are not there."""
     words = command_line.words()
     known = {each.name: each.has_wildcards() for each in workflow.rules}
+    known.pop("stage")  # what all steps take over; it makes nothing
     planned(command_line.check_targets, cli, words, PLAN, known)
-    planned(present.check, PLAN, command_line.artifacts(cli, words, PLAN))
+    planned(present.check, PLAN, planned(command_line.artifacts, cli, words, PLAN))
 
 
 def options():

@@ -6,6 +6,7 @@ The tables say the key, file or word that the line must begin with, and a word t
 import gzip
 import math
 import re
+from pathlib import Path
 
 import pytest
 from snakemake import cli
@@ -226,6 +227,7 @@ TARGETS = [
         "target results/tiny/prompts/requests.parquet: ",
         "did you mean results/tiny/prompts/requests-",
     ),
+    (str(Path("results/tiny/report.html").absolute()), "target /", "did you mean results/tiny/report.html?"),
     ("results/tiny/data/annotations.csv", "target results/tiny/data/annotations.csv: ", "annotations."),
     ("sft -R train_dop", "--forcerun train_dop: ", "did you mean train_dpo?"),
     ("sft --until iter7_policy", "--until iter7_policy: run 'main' has", "no iteration 7"),
@@ -246,6 +248,15 @@ def test_targets_that_are_known_are_not_refused():
     files = [path for each in PLAN.artifacts(*PLAN.asked("all")) for path in command_line.files_of(each)]
     command_line.check_targets(cli, [*files, "./results/tiny/report.html", "iter3_policy", "all"], PLAN, RULES)
     command_line.check_targets(cli, ["sft", "-R", "train_dpo", "results/tiny/report.html"], PLAN, RULES)
+
+
+@pytest.mark.parametrize(
+    "typed", ["./results/tiny/report.html", "results/tiny/../tiny/report.json", "results//tiny/report.html"]
+)
+def test_a_path_is_looked_up_as_snakemake_takes_it(typed):
+    wanted = command_line.artifacts(cli, ["results/tiny/report.html"], PLAN)
+    assert wanted
+    assert command_line.artifacts(cli, [typed], PLAN) == wanted
 
 
 # Configurations: a change to that of test_config.py, the key that is blamed, and a word of what is wrong

@@ -176,7 +176,7 @@ def _iteration(of: str, name: str, n: int, plan: Plan, known: Iterable[str], wro
 
 
 def _file(of: str, name: str, plan: Plan, wrong: Complaints) -> None:
-    path = os.path.normpath(name) if Path(plan.root).is_absolute() else os.path.relpath(name)
+    path = paths.as_asked(name)
     text, hint, made = "no step makes this file", "", plan.artifact(path)
     try:
         plan.artifacts(made)
@@ -190,9 +190,14 @@ def _file(of: str, name: str, plan: Plan, wrong: Complaints) -> None:
     known = [file for each in plan.artifacts(*plan.asked("all")) for file in files_of(each)]
     if Path(name).suffix in (".yaml", ".yml"):
         hint = f"a configuration file comes after --configfile: snakemake all --configfile {name}"
-    elif near := difflib.get_close_matches(path, known, n=1):
+    elif near := _same(path, known) or difflib.get_close_matches(path, known, n=1):
         hint = f"did you mean {near[0]}?"
     wrong.add(f"{of} {name}", None, text, hint or "snakemake --list-rules names targets.")
+
+
+def _same(path: str, known: Iterable[str]) -> list[str]:
+    """The known path that leads to the same file, such as the relative one of an absolute path."""
+    return [file for file in known if os.path.abspath(file) == os.path.abspath(path)]
 
 
 def files_of(artifact: str) -> list[str]:
