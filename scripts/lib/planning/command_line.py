@@ -6,7 +6,6 @@ module snakemake.cli, `argv` what stands after the program's name.
 """
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -197,7 +196,8 @@ def _file(of: str, name: str, plan: Plan, wrong: Complaints) -> None:
 
 def _same(path: str, known: Iterable[str]) -> list[str]:
     """The known path that leads to the same file, such as the relative one of an absolute path."""
-    return [file for file in known if os.path.abspath(file) == os.path.abspath(path)]
+    wanted = Path(path).absolute()
+    return [file for file in known if Path(file).absolute() == wanted]
 
 
 def files_of(artifact: str) -> list[str]:

@@ -7,6 +7,7 @@ every iteration, and runs that share a policy, a sampling or a labelling share t
 import math
 import os
 import re
+from pathlib import Path
 
 from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.data import Dataset, DatasetHub, Prompts, PromptsHub
@@ -52,7 +53,7 @@ def pattern(path: str) -> re.Pattern[str]:
 
 def as_asked(path: str) -> str:
     """A path of the command line as Snakemake takes it: `./a` is `a`, and an absolute path stays as it is."""
-    return path if os.path.isabs(path) else os.path.relpath(path)
+    return path if Path(path).is_absolute() else os.path.relpath(path)
 
 
 def is_folder(path: str) -> bool:
