@@ -27,8 +27,9 @@ def introduce():
 
 
 def check_targets():
-    """Refuse targets that nothing makes, and sources that are not there."""
+    """Refuse targets that nothing makes, sources that are not there, and results where a file stands."""
     words = command_line.words()
+    planned(environment.blocked(PLAN.root).raise_if_any, "results")
     known = {each.name: each.has_wildcards() for each in workflow.rules}
     known.pop("stage")  # what all steps take over; it makes nothing
     planned(command_line.check_targets, cli, words, PLAN, known)
