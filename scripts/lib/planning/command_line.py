@@ -23,6 +23,8 @@ from scripts.lib.stage.errors import Complaints, ConfigError
 ONCE = {"--configfile": "configfile", "--configfiles": "configfile", "--config": "config", "-C": "config"}
 WITHOUT_JOBS = ("list_rules", "list_target_rules", "lint", "print_compilation", "unlock", "cleanup_metadata")
 KEY = re.compile(r"[a-zA-Z_][\w-]*\w")  # what Snakemake takes as a key of --config
+# Options that name rules; some also take files, and of some Snakemake drops a name that is unknown.
+NAMING_RULES = ("forcerun", "until", "omit_from", "allowed_rules", "set_threads", "set_resources")
 TARGET = re.compile(r"(iter\d+_)?[a-z_]+")
 NUMBERED = re.compile(r"iter([0-9]+)_([a-z]+)")
 
@@ -56,7 +58,7 @@ def check(cli: Any, argv: list[str], files: Iterable[Path] = ()) -> None:
     said = _said(options.config or [], wrong)
     there = []
     for path in options.configfile or files:
-        if not path.exists() and TARGET.fullmatch(str(path)):
+        if not path.exists() and TARGET.fullmatch(str(path)) and path.name not in given.presets():
             text = "no such file; --configfile takes every word up to the next option"
             wrong.add(f"--configfile {path}", None, text, f"if it is a target, put it first: snakemake {path} …")
         else:
@@ -144,7 +146,7 @@ def check_targets(cli: Any, argv: list[str], plan: Plan, rules: Mapping[str, boo
                 wrong.append(f"target {target}: {error}")
         elif target not in rules:
             _unknown("target", target, plan, [name for name, wild in rules.items() if not wild], wrong)
-    for option in ("forcerun", "until", "omit_from"):
+    for option in NAMING_RULES:
         for name in getattr(options, option) or ():
             if name not in rules:
                 _unknown(f"--{option.replace('_', '-')}", name, plan, rules, wrong)
