@@ -27,11 +27,13 @@ def introduce():
 
 
 def check_targets():
-    """Refuse targets that nothing makes, and sources that are not there."""
+    """Refuse targets that nothing makes, sources that are not there, and results where a file stands."""
     words = command_line.words()
+    planned(environment.blocked(PLAN.root).raise_if_any, "results")
     known = {each.name: each.has_wildcards() for each in workflow.rules}
+    known.pop("stage")  # what all steps take over; it makes nothing
     planned(command_line.check_targets, cli, words, PLAN, known)
-    planned(present.check, PLAN, command_line.artifacts(cli, words, PLAN))
+    planned(present.check, PLAN, planned(command_line.artifacts, cli, words, PLAN))
 
 
 def options():
@@ -40,11 +42,13 @@ def options():
         return cli.parse_args(sys.argv[1:])[1]
 
 
-ONLY_LOOKS = (
-    *("dryrun", "touch", "unlock", "lint", "list_rules", "list_target_rules"),
+# With these options Snakemake submits nothing and plans no submission.
+SUBMIT_NOTHING = (
+    *("touch", "unlock", "lint", "list_rules", "list_target_rules"),
     *("print_compilation", "dag", "rulegraph", "filegraph", "d3dag", "summary"),
     *("detailed_summary", "list_changes", "list_input_changes", "list_untracked"),
     *("list_params_changes", "cleanup_metadata", "archive", "report"),
+    *("delete_all_output", "delete_temp_output", "list_conda_envs"),
 )
 
 
@@ -65,10 +69,12 @@ def use_slurm():
     """Settle the site by what SLURM says, tell what is in the queue already, and submit patiently."""
     global SITE
     asked = options()
-    looks = any(getattr(asked, option) for option in ONLY_LOOKS)
-    if asked.executor == "slurm":
-        SITE = settled(SITE, looks)
-    if asked.executor == "slurm" and not looks:
+    if asked.executor != "slurm" or any(
+        getattr(asked, each) for each in SUBMIT_NOTHING
+    ):
+        return
+    SITE = settled(SITE, asked.dryrun)
+    if not asked.dryrun:
         if earlier := " ".join(submit.left_by_others()):
             print(
                 "still in the queue from an earlier or another build here: jobs"
@@ -166,5 +172,10 @@ onsuccess:
 onerror:
     tell_warnings()
     failures.show(
-        (job.rule.name, log) for job in workflow.scheduler.failed for log in job.log
+        (
+            (job.rule.name, log)
+            for job in workflow.scheduler.failed
+            for log in job.log
+        ),
+        steps=CARDS,
     )

@@ -63,7 +63,9 @@ def test_the_other_ways_to_name_the_profile_ask_the_cluster_as_well(checkout):
 
 def test_what_only_looks_at_the_rules_is_not_refused(checkout):
     for option in ("--list-rules", "--rulegraph", "--summary"):
-        assert run(checkout, "snakemake", "--profile", "slurm", "sft", option).stdout
+        done = run(checkout, "snakemake", "--profile", "slurm", "sft", option)
+        assert done.stdout
+        assert "SLURM" not in done.stderr  # which is not asked
 
 
 def test_steps_wait_for_gpus_where_the_profile_counts_them(filled):

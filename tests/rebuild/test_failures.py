@@ -99,13 +99,29 @@ def test_the_end_of_the_log_is_at_the_terminal(builds, quiet):
     shutil.rmtree(checkout)
 
 
+def test_what_is_refused_is_told_once_whatever_is_quiet(builds):
+    for quiet in ("--quiet", "--quiet=all", "-n --quiet=all"):
+        words = tuple(quiet.split())
+        for targets, overlay, told in (
+            (("zzz",), "", "target zzz: there is none of this name"),
+            (("sft",), "seed: -1", "seed = -1: must be at least 0"),
+        ):
+            code, said = builds.snakemake(builds.made, *targets, options=words, overlay=overlay)
+            assert (code, said.count(told)) == (1, 1), said
+        if "-n" not in words:
+            code, said = builds.snakemake(builds.made, "sft", options=words, overlay="seed: 3", replace=False)
+            assert (code, said.count("nothing was started")) == (1, 1), said
+
+
 def test_logs_that_cannot_be_written_are_refused_before_any_output_is_deleted(builds):
     checkout = builds.copy()
     logs, evaluation = checkout / "results/tiny/logs", checkout / "results/tiny/runs/main/iter1/eval/heldout.parquet"
     shutil.rmtree(logs)
     logs.touch()
-    code, said = builds.snakemake(checkout, "all", overlay=FAILURES["evaluate"][0])
-    assert code != 0
-    assert f"not ready to run:\n  - results = '{Path('results/tiny/logs')}': is no folder. Hint: " in said
+    for options in ((), ("-n",)):
+        code, said = builds.snakemake(checkout, "all", options=options, overlay=FAILURES["evaluate"][0])
+        assert code != 0
+        assert f"results: 1 error\n  - results = '{Path('results/tiny/logs')}': is no folder. Hint: " in said
+        assert "Traceback" not in said
     assert evaluation.exists()
     shutil.rmtree(checkout)

@@ -79,6 +79,7 @@ def test_without_a_terminal_nothing_is_started_and_all_that_would_be_lost_is_nam
         line for line in said.splitlines() if line.startswith(tuple(LOST))
     ]
     assert all(said.count(line) == 1 for line in LOST)
+    assert sorted(map(said.index, LOST)) == [said.index(line) for line in LOST]
     assert "trained weights would be replaced (listed above); nothing was started.\nHint: " in said
     assert "--config replace=true" in said
     assert state(checkout) == before
@@ -123,6 +124,18 @@ def test_any_answer_but_yes_leaves_everything(builds, checkout, answer):
     code, said = Terminal(builds, checkout, "iter1_policy", "--configfile", "beta.yaml").answer(answer)
     assert code == 1
     assert "Replace 1 trained model? [y/N] " in said
+    assert state(checkout) == before
+
+
+def test_ctrl_c_at_the_question_is_a_no(builds, checkout):
+    before = state(checkout)
+    terminal = Terminal(builds, checkout, "iter1_policy", "--configfile", "beta.yaml")
+    terminal.read(until="[y/N] ")
+    os.kill(terminal.process.pid, signal.SIGINT)
+    said = terminal.read()
+    assert terminal.process.wait() == 1
+    assert "nothing was started" in said
+    assert "Traceback" not in said
     assert state(checkout) == before
 
 

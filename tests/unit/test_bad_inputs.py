@@ -6,6 +6,7 @@ The tables say the key, file or word that the line must begin with, and a word t
 import gzip
 import math
 import re
+from pathlib import Path
 
 import pytest
 from snakemake import cli
@@ -124,6 +125,7 @@ COMMANDS = [
     ("-C run=main --config seed=3", "--config: given 2 times", "only the last"),
     ("--configfile beta.yaml iter3_policy", "--configfile iter3_policy: no such file", "snakemake iter3_policy …"),
     ("--configfile sft -n", "--configfile sft: no such file", "put it first"),
+    ("--configfile tiny beta.yaml", "tiny: no such file", "did you mean "),
     ("--configfile beta.yaml report", "--configfile report: no such file", "put it first"),
     ("--configfile bta.yaml", "bta.yaml: no such file", "did you mean beta.yaml?"),
     ("--configfile config/one.yaml", "config/one.yaml: its folder is not there", "Hint: "),
@@ -148,6 +150,7 @@ COMMANDS = [
     ("--config preset=lama3_8b", "--config preset=lama3_8b: a preset is a file", "presets/llama3_8b.yaml takes"),
     ("--config preset=tiny", "--config preset=tiny: a preset is a file", "config/config.yaml takes"),
     ("--config preset=zzz", "--config preset=zzz: a preset is a file", "--configfile PATH"),
+    ("iter1_policy --no-hooks", "--no-hooks: nobody would be asked", "--config replace=true"),
     ("--profile site --configfile mine.yaml", "--configfile: the profile site sets configfile", "'beta.yaml'"),
     ("--profile keys --config run=main", "--config: the profile keys sets config", "run=raft"),
 ]
@@ -191,6 +194,23 @@ def test_all_mistakes_of_a_command_line_are_told_at_once(place):
         command_line.check(cli, "--configfile configs broken.yaml sft --config seed run.x=1".split(" "))
 
 
+@pytest.mark.parametrize(
+    ("files", "said", "overlays"),
+    [
+        ({}, [], "no overlay"),
+        ({"a.yaml": "seed: 3\n", "b.yaml": "seed: 4\n"}, [], "overlays a.yaml, b.yaml"),
+        ({"a.yaml": "extends: tiny\nseed: 3\n"}, ["run"], "overlays a.yaml, --config run"),
+        ({"a.yaml": "seed: 3\n"}, ["extends"], "overlays a.yaml"),
+        ({"mine.yaml": "preset: tiny\nextends: tiny\n"}, [], "no overlay"),
+    ],
+)
+def test_a_start_names_every_file_that_lies_over_the_preset(place, files, said, overlays):
+    for name, content in files.items():
+        (place / name).write_text(content)
+    line = given.introduction(PLAN.config, map(Path, files), said)
+    assert line == f"preset tiny, {overlays}; run main; results in results/tiny"
+
+
 # Targets: the steps of the tiny preset
 
 PLAN = Plan(config.load(ROOT / "config" / "config.yaml"))
@@ -225,9 +245,13 @@ TARGETS = [
         "target results/tiny/prompts/requests.parquet: ",
         "did you mean results/tiny/prompts/requests-",
     ),
+    (str(Path("results/tiny/report.html").absolute()), "target /", "did you mean results/tiny/report.html?"),
     ("results/tiny/data/annotations.csv", "target results/tiny/data/annotations.csv: ", "annotations."),
     ("sft -R train_dop", "--forcerun train_dop: ", "did you mean train_dpo?"),
     ("sft --until iter7_policy", "--until iter7_policy: run 'main' has", "no iteration 7"),
+    ("sft --allowed-rules train_dop", "--allowed-rules train_dop: ", "did you mean train_dpo?"),
+    ("sft --set-threads train_dop=3", "--set-threads train_dop: ", "did you mean train_dpo?"),
+    ("sft --set-resources trainsft:mem_mb=3", "--set-resources trainsft: ", "did you mean train_sft?"),
     ("sft --omit-from trainsft", "--omit-from trainsft: ", "did you mean train_sft?"),
 ]
 
@@ -245,6 +269,15 @@ def test_targets_that_are_known_are_not_refused():
     files = [path for each in PLAN.artifacts(*PLAN.asked("all")) for path in command_line.files_of(each)]
     command_line.check_targets(cli, [*files, "./results/tiny/report.html", "iter3_policy", "all"], PLAN, RULES)
     command_line.check_targets(cli, ["sft", "-R", "train_dpo", "results/tiny/report.html"], PLAN, RULES)
+
+
+@pytest.mark.parametrize(
+    "typed", ["./results/tiny/report.html", "results/tiny/../tiny/report.json", "results//tiny/report.html"]
+)
+def test_a_path_is_looked_up_as_snakemake_takes_it(typed):
+    wanted = command_line.artifacts(cli, ["results/tiny/report.html"], PLAN)
+    assert wanted
+    assert command_line.artifacts(cli, [typed], PLAN) == wanted
 
 
 # Configurations: a change to that of test_config.py, the key that is blamed, and a word of what is wrong
@@ -322,6 +355,8 @@ CONFIGS = [
     ("results", "results/{run}", "results", "braces would be wildcards"),
     ("results", ".", "results", "a folder of their own"),
     ("results", "a\nb", "results", "line breaks"),
+    ("results", "-r", "results", "take it for an option"),
+    ("results", "./-r/tiny", "results", "take it for an option"),
     ("results", ["a"], "results", "must be string or null"),
     ("runtime.rollout_python", "~/vllm/bin/python", "runtime.rollout_python", "neither ~ nor $NAME is expanded"),
     ("datasets.talks", {**FILES_OF, "path": "~/hh"}, "datasets.talks.path", "neither ~ nor $NAME is expanded"),

@@ -73,11 +73,12 @@ def test_a_python_that_could_train_stays_first(tmp_path, monkeypatch, first):
 @pytest.mark.parametrize("name", ["", "logs", "benchmarks", "work"])
 def test_a_place_of_the_results_that_is_no_folder_is_named(tmp_path, name):
     root = tmp_path / "out"
-    assert environment.unwritable(str(root)) == []  # it will be made
+    assert environment.blocked(str(root)) == environment.unwritable(str(root)) == []  # it will be made
     wrong = root / name
     wrong.parent.mkdir(exist_ok=True)
     wrong.touch()
-    assert f"results = '{wrong}': is no folder. Hint: move it away" in environment.unwritable(str(root))[0]
+    assert f"results = '{wrong}': is no folder. Hint: move it away" in environment.blocked(str(root))[0]
+    assert environment.blocked(str(wrong / "deeper"))
 
 
 def test_a_read_only_folder_and_a_full_disk_are_named(tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ def _results_folder(path: str) -> str:
         raise PydanticCustomError("results", "braces would be wildcards", {"hint": "name a folder without { and }."})
     if (folder := os.path.normpath(path)) in (".", "..", "/"):
         raise PydanticCustomError("results", "must be a folder of their own", {"hint": "such as results/mine."})
+    if folder.startswith("-"):
+        raise PydanticCustomError("results", "a step would take it for an option", {"hint": "such as results/mine."})
     return folder
 
 

@@ -6,7 +6,6 @@ module snakemake.cli, `argv` what stands after the program's name.
 """
 
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,8 @@ from scripts.lib.stage.errors import Complaints, ConfigError
 ONCE = {"--configfile": "configfile", "--configfiles": "configfile", "--config": "config", "-C": "config"}
 WITHOUT_JOBS = ("list_rules", "list_target_rules", "lint", "print_compilation", "unlock", "cleanup_metadata")
 KEY = re.compile(r"[a-zA-Z_][\w-]*\w")  # what Snakemake takes as a key of --config
+# Options that name rules; some also take files, and of some Snakemake drops a name that is unknown.
+NAMING_RULES = ("forcerun", "until", "omit_from", "allowed_rules", "set_threads", "set_resources")
 TARGET = re.compile(r"(iter\d+_)?[a-z_]+")
 NUMBERED = re.compile(r"iter([0-9]+)_([a-z]+)")
 
@@ -50,11 +51,14 @@ def check(cli: Any, argv: list[str], files: Iterable[Path] = ()) -> None:
     """
     options, wrong = cli.get_argument_parser().parse_args(argv), Complaints()
     _given_twice(argv, wrong)
+    if options.no_hooks:
+        text = "nobody would be asked before trained weights are replaced"
+        wrong.add("--no-hooks", None, text, "leave it out; --config replace=true agrees beforehand.")
     _dropped_from_profiles(cli, options, wrong)
     said = _said(options.config or [], wrong)
     there = []
     for path in options.configfile or files:
-        if not path.exists() and TARGET.fullmatch(str(path)):
+        if not path.exists() and TARGET.fullmatch(str(path)) and path.name not in given.presets():
             text = "no such file; --configfile takes every word up to the next option"
             wrong.add(f"--configfile {path}", None, text, f"if it is a target, put it first: snakemake {path} …")
         else:
@@ -142,7 +146,7 @@ def check_targets(cli: Any, argv: list[str], plan: Plan, rules: Mapping[str, boo
                 wrong.append(f"target {target}: {error}")
         elif target not in rules:
             _unknown("target", target, plan, [name for name, wild in rules.items() if not wild], wrong)
-    for option in ("forcerun", "until", "omit_from"):
+    for option in NAMING_RULES:
         for name in getattr(options, option) or ():
             if name not in rules:
                 _unknown(f"--{option.replace('_', '-')}", name, plan, rules, wrong)
@@ -173,7 +177,7 @@ def _iteration(of: str, name: str, n: int, plan: Plan, known: Iterable[str], wro
 
 
 def _file(of: str, name: str, plan: Plan, wrong: Complaints) -> None:
-    path = os.path.normpath(name) if Path(plan.root).is_absolute() else os.path.relpath(name)
+    path = paths.as_asked(name)
     text, hint, made = "no step makes this file", "", plan.artifact(path)
     try:
         plan.artifacts(made)
@@ -187,9 +191,15 @@ def _file(of: str, name: str, plan: Plan, wrong: Complaints) -> None:
     known = [file for each in plan.artifacts(*plan.asked("all")) for file in files_of(each)]
     if Path(name).suffix in (".yaml", ".yml"):
         hint = f"a configuration file comes after --configfile: snakemake all --configfile {name}"
-    elif near := difflib.get_close_matches(path, known, n=1):
+    elif near := _same(path, known) or difflib.get_close_matches(path, known, n=1):
         hint = f"did you mean {near[0]}?"
     wrong.add(f"{of} {name}", None, text, hint or "snakemake --list-rules names targets.")
+
+
+def _same(path: str, known: Iterable[str]) -> list[str]:
+    """The known path that leads to the same file, such as the relative one of an absolute path."""
+    wanted = Path(path).absolute()
+    return [file for file in known if Path(file).absolute() == wanted]
 
 
 def files_of(artifact: str) -> list[str]:

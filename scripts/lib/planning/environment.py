@@ -43,22 +43,36 @@ def complaints(program: str) -> Complaints:
     return found
 
 
+def _places(root: str) -> list[Path]:
+    """Where steps write: the folders beneath the results, or of one that is not there yet the nearest above it."""
+    folders = [Path(root, name) for name in ("", "logs", "benchmarks", "work")]
+    return [
+        next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
+        for folder in folders
+    ]
+
+
+def blocked(root: str) -> Complaints:
+    """What stands where folders of the results should be. Snakemake's plan ends in a traceback there."""
+    found = Complaints()
+    for there in dict.fromkeys(_places(root)):
+        if not there.is_dir():
+            found.add("results", str(there), "is no folder", "move it away, or set `results` to another folder.")
+    return found
+
+
 def unwritable(root: str) -> Complaints:
     """The folders of the results that cannot be written.
 
     A step whose log cannot be opened fails at once, but by then Snakemake has deleted its old outputs.
     """
     found = Complaints()
-    for name in ("", "logs", "benchmarks", "work"):
-        folder = Path(root, name)
-        there = next(place for place in (folder, *folder.absolute().parents) if place.exists() or place.is_symlink())
-        if not there.is_dir():
-            found.add("results", str(there), "is no folder", "move it away, or set `results` to another folder.")
-        elif not os.access(there, os.W_OK | os.X_OK):
+    for there in dict.fromkeys(_places(root)):
+        if not os.access(there, os.W_OK | os.X_OK):
             found.add("results", str(there), "cannot be written", "mend its permissions, or set `results` elsewhere.")
         elif (free := shutil.disk_usage(there).free) < SPACE:
             found.add("results", str(there), f"only {free} bytes are free", "make space, or set `results` elsewhere.")
-    return Complaints(dict.fromkeys(found))
+    return found
 
 
 def prepare() -> None:

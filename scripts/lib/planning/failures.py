@@ -1,7 +1,7 @@
 """The end of a failed step's log, at the terminal: where a person looks, in every profile and under --quiet."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 LINES = 15
@@ -20,8 +20,13 @@ def tail(log: Path) -> list[str]:
     return lines[-LINES:] or ["the log is empty. Hint: is there space left on the disk?"]
 
 
-def show(failed: Iterable[tuple[str, str]]) -> None:
-    """Print the end of the log of each failed job, given as (rule, log)."""
+def show(failed: Iterable[tuple[str, str]], steps: Container[str]) -> None:
+    """Print the end of the log of each failed job, given as (rule, log).
+
+    Rules that are not among `steps`, such as audit, tell the terminal what they find; an empty log of theirs is normal.
+    """
     for rule, log in sorted(failed):
+        if rule not in steps and Path(log).is_file() and not Path(log).stat().st_size:
+            continue
         said = "\n".join(f"    {line}" for line in tail(Path(log)))
         print(f"{rule} failed; the end of {log}:\n{said}", file=sys.stderr, flush=True)

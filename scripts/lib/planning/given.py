@@ -142,7 +142,7 @@ def introduction(config: Config, paths: Iterable[Path], said: Iterable[str]) -> 
 
     `paths` are the configuration files in order, `said` the keys of --config.
     """
-    overlays = [shown(path) for path in paths if not {"preset", "extends"} & set(read(path, Complaints()))]
-    overlays += [f"--config {key}" for key in said]
+    overlays = [shown(path) for path in paths if "preset" not in read(path, Complaints())]
+    overlays += [f"--config {key}" for key in said if key != "extends"]
     above = f"overlays {', '.join(overlays)}" if overlays else "no overlay"
     return f"preset {config.preset}, {above}; run {config.run}; results in {config.results}"

@@ -5,7 +5,9 @@ every iteration, and runs that share a policy, a sampling or a labelling share t
 """
 
 import math
+import os
 import re
+from pathlib import Path
 
 from scripts.lib.kinds.config import Config
 from scripts.lib.kinds.data import Dataset, DatasetHub, Prompts, PromptsHub
@@ -47,6 +49,11 @@ def pattern(path: str) -> re.Pattern[str]:
     groups = [f"(?P<{name}>{WILDCARDS[name]})" for name in parts[1::2]]
     texts = list(map(re.escape, parts[::2]))
     return re.compile("".join(text + group for text, group in zip(texts, [*groups, ""])))
+
+
+def as_asked(path: str) -> str:
+    """A path of the command line as Snakemake takes it: `./a` is `a`, and an absolute path stays as it is."""
+    return path if Path(path).is_absolute() else os.path.relpath(path)
 
 
 def is_folder(path: str) -> bool:

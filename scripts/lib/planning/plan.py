@@ -155,7 +155,7 @@ class Plan(Runs):
         if numbered:
             return self._target(numbered[2], self.config.run, int(numbered[1]))
         if "/" in target:
-            return [self.artifact(target)]
+            return [self.artifact(paths.as_asked(target))]
         return self._target(target, self.config.run, 1)
 
     def artifact(self, path: str) -> str:

@@ -55,7 +55,7 @@ def _ago(age: timedelta) -> str:
 def lines(plan: Plan, artifacts: Iterable[str]) -> list[str]:
     """One line for each of the artifacts that are trained weights and would be replaced."""
     now = datetime.now(UTC)
-    return [in_words(plan, path, now) for path in weights(plan, artifacts)]
+    return [in_words(plan, path, now) for path in sorted(weights(plan, artifacts))]
 
 
 def show(plan: Plan, artifacts: Iterable[str]) -> list[str]:
@@ -80,5 +80,12 @@ def agree(plan: Plan, artifacts: Iterable[str]) -> None:
 
 
 def _asked(question: str) -> str:
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower()
+    """The answer in small letters; none where Ctrl-C or Ctrl-D is typed."""
+    try:
+        print(question, end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
+    if not answer:
+        print(file=sys.stderr)  # the next line begins below the question
+    return answer.strip().lower()
