@@ -230,7 +230,7 @@ TABLE["another vllm"] = Mutation(NOTHING, replace("envs/requirements-rollout.txt
 # Neither are models, data and policies from elsewhere, nor tools that a person starts.
 NOT_RUN = {
     *(f"scripts/{stage}.py" for stage in ("adopt_sft", "convert_base", "fetch_base", "fetch_data")),
-    *(f"scripts/{tool}.py" for tool in ("audit_results", "build_in_phases", "lineage")),
+    *(f"scripts/{tool}.py" for tool in ("audit_results", "build_in_phases", "check_site", "lineage")),
     *(f"scripts/{tool}.py" for tool in ("prune_weights", "show_plan", "verify_results", "write_reference")),
     "scripts/lib/data/hub.py",
     "scripts/lib/data/packages.py",

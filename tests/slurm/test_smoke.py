@@ -132,7 +132,7 @@ def test_a_step_that_fails_shows_its_own_message_and_where_its_logs_are(built):
     _, there, _ = built
     settings = {**TWO_NODES, "rewards": {"bt": {"max_length": 8}}}
     (there.folder / "overlay.yaml").write_text(json.dumps(settings))
-    code, output = there.on_slurm("reward", "--retries", "0")
+    code, output = there.on_slurm("reward", "--retries", "0", "--config", "replace=true")
     assert code != 0
     assert "0 training and 0 held-out pairs fit max_length = 8.\nHint: raise it." in output
     assert "results/tiny/logs/reward/bt/model.log" in output
