@@ -45,7 +45,8 @@ def extended(build, tmp_path_factory):
         '{"q": "Name a colour", "a": "red"}\n{"q": "no answer"}\n{"q": "Count", "a": "one"}\n'
     )
     kept = planned_jobs(run(folder, "snakemake", "-n", "-p").stdout)
-    run(folder, "snakemake", *MADE.values(), "--configfile", *OVERLAYS)
+    # A method changes train_dpo.py, so weights that DPO has trained are made again.
+    run(folder, "snakemake", *MADE.values(), "--configfile", *OVERLAYS, "--config", "replace=true")
     return folder, kept
 
 
