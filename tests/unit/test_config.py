@@ -364,7 +364,10 @@ MISTAKES = [
         "Hint: set runtime.train_micro_batch to 128",
     ),
     (
-        given(runs__main__dpo={"loss": ["sigmoid", "aot_unpaired"], "batch_size": 8}, resources={"train_dpo": TWO}),
+        given(
+            runs__main__dpo={"loss": ["sigmoid", "aot_unpaired"], "batch_size": 8, "max_length": 128},
+            resources={"train_dpo": TWO},
+        ),
         "runs.main.dpo.loss",
         "aot_unpaired sorts all 8 rows of a batch, and a forward pass of one of 2 processes holds 4",
     ),
@@ -619,7 +622,7 @@ def test_a_micro_batch_larger_than_a_batch_is_accepted():
 
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
 def test_a_loss_that_sorts_the_batch_is_accepted_where_one_pass_holds_it(loss):
-    dpo = {"loss": [loss, "sigmoid"], "batch_size": 8}
+    dpo = {"loss": [loss, "sigmoid"], "batch_size": 8, "max_length": 128}
     assert resolve(given(runs__main__dpo=dpo)).runs["main"].dpo.loss == [loss, "sigmoid"]
 
 
