@@ -22,10 +22,7 @@
 #   block/source = datasets/NAME | prompts/NAME | prompts/NAME-N
 #
 # Beside every table X.parquet and every folder X/ stand X.json (what made it) and X.run.json (when, where, how long).
-import sys
-
 from snakemake import cli
-from snakemake.settings.enums import Quietness
 
 from scripts.lib.planning import command_line, environment, paths, plan
 from scripts.lib.planning import config as configuration
@@ -38,16 +35,7 @@ if "preset" not in config and "extends" not in config:
     configfile: "config/config.yaml"
 
 
-class Refused(WorkflowError):
-    """Shown to the person as its message, without the place in our rules that passes it on, which explains nothing."""
-
-    __traceback__ = property(lambda self: None, lambda self, value: None)
-
-    def __init__(self, text):
-        super().__init__(text)
-        output = workflow.output_settings
-        if Quietness.ALL in (output.quiet or ()) and not output.dryrun:
-            print(text, file=sys.stderr)  # Snakemake would end without a word
+include: "rules/refused.smk"
 
 
 # A job's own Snakemake reads all this again, with the same configuration: notices and the forecast are for the first.

@@ -4,8 +4,6 @@ A job's own Snakemake reads the rules again and does none of this.
 """
 
 import atexit
-import contextlib
-import io
 import sys
 from pathlib import Path
 
@@ -36,12 +34,6 @@ def check_targets():
     planned(present.check, PLAN, planned(command_line.artifacts, cli, words, PLAN))
 
 
-def options():
-    """Snakemake's options: it tells a workflow what runs its jobs, and whether any run, only after the rules."""
-    with contextlib.redirect_stderr(io.StringIO()):  # it announces the profile again
-        return cli.parse_args(sys.argv[1:])[1]
-
-
 # With these options Snakemake submits nothing and plans no submission.
 SUBMIT_NOTHING = (
     *("touch", "unlock", "lint", "list_rules", "list_target_rules"),
@@ -52,14 +44,14 @@ SUBMIT_NOTHING = (
 )
 
 
-def settled(site, looks):
-    """The site with what it leaves to SLURM, which is asked once, where jobs are submitted; a look goes on without."""
+def settled(site, dry):
+    """Fill in what the site leaves open by what SLURM says. A dry run goes on where SLURM does not answer."""
     try:
-        has = slurm.ask(tries=1 if looks else slurm.TRIES)
+        has = slurm.ask(tries=1 if dry else slurm.TRIES)
         site = cluster.settle(site, has, PLAN.config)
         print(*cluster.in_words(site, has, PLAN.config), sep="\n", file=sys.stderr)
     except errors.ConfigError as error:
-        if not looks:
+        if not dry:
             raise Refused(str(error)) from None
         print(f"not ready to submit: {error}", file=sys.stderr)
     return site
@@ -68,7 +60,7 @@ def settled(site, looks):
 def use_slurm():
     """Settle the site by what SLURM says, tell what is in the queue already, and submit patiently."""
     global SITE
-    asked = options()
+    asked = command_line.with_profiles(cli, command_line.words())
     if asked.executor != "slurm" or any(
         getattr(asked, each) for each in SUBMIT_NOTHING
     ):

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print("build_in_phases: no target\nHint: name it first, such as all.", file=sys.stderr)
         return 2
     target, options = given[0], given[1:]
-    listed = snakemake("--list-target-rules", *options)
+    listed = snakemake("--list-target-rules", *options, "--", target)  # a target that is unknown is refused here
     if listed.returncode:
         return listed.returncode
     names = phases(target, listed.stdout.split())

@@ -150,7 +150,6 @@ COMMANDS = [
     ("--config preset=lama3_8b", "--config preset=lama3_8b: a preset is a file", "presets/llama3_8b.yaml takes"),
     ("--config preset=tiny", "--config preset=tiny: a preset is a file", "config/config.yaml takes"),
     ("--config preset=zzz", "--config preset=zzz: a preset is a file", "--configfile PATH"),
-    ("iter1_policy --no-hooks", "--no-hooks: nobody would be asked", "--config replace=true"),
     ("--profile site --configfile mine.yaml", "--configfile: the profile site sets configfile", "'beta.yaml'"),
     ("--profile keys --config run=main", "--config: the profile keys sets config", "run=raft"),
 ]
@@ -249,6 +248,7 @@ TARGETS = [
     ("results/tiny/data/annotations.csv", "target results/tiny/data/annotations.csv: ", "annotations."),
     ("sft -R train_dop", "--forcerun train_dop: ", "did you mean train_dpo?"),
     ("sft --until iter7_policy", "--until iter7_policy: run 'main' has", "no iteration 7"),
+    ("sft --no-hooks", "--no-hooks: nobody would be asked", "--config replace=true"),
     ("sft --allowed-rules train_dop", "--allowed-rules train_dop: ", "did you mean train_dpo?"),
     ("sft --set-threads train_dop=3", "--set-threads train_dop: ", "did you mean train_dpo?"),
     ("sft --set-resources trainsft:mem_mb=3", "--set-resources trainsft: ", "did you mean train_sft?"),
@@ -263,6 +263,12 @@ def test_a_target_that_nothing_makes_is_refused_with_the_nearest(typed, start, w
     line = one_line(caught)
     assert line.startswith(start)
     assert word in line
+
+
+def test_hooks_that_a_profile_leaves_out_are_refused_too(tmp_path):
+    (tmp_path / "config.yaml").write_text("no-hooks: true\n")
+    with pytest.raises(ConfigError, match="--no-hooks: nobody would be asked"):
+        command_line.check_targets(cli, ["sft", "--profile", str(tmp_path)], PLAN, RULES)
 
 
 def test_targets_that_are_known_are_not_refused():

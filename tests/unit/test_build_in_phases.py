@@ -1,10 +1,12 @@
 """Phases: which targets, in which order, and what happens when one fails."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 
 from scripts import build_in_phases
+from tests.conftest import run
 
 KNOWN = ["all", "sft", "reward", "evaluation", "weights"]
 KNOWN += [f"iter{n}_{stage}" for n in (1, 2, 10) for stage in ("rollouts", "rewards", "pairs", "policy", "weights")]
@@ -44,7 +46,7 @@ def test_options_are_passed_on_and_the_first_failure_stops_it(called, capsys):
     options = ["--configfile", "a.yaml", "b.yaml", "--config", "run=main"]
     assert build_in_phases.main(["all", *options]) == 3
     assert called == [
-        ["--list-target-rules", *options],
+        ["--list-target-rules", *options, "--", "all"],
         *([*options, "--", phase] for phase in ("sft", "reward", "iter1_policy")),
     ]
     said = capsys.readouterr()
@@ -56,3 +58,10 @@ def test_a_target_is_needed(called, capsys):
     assert build_in_phases.main(["-n"]) == 2
     assert called == []
     assert "Hint: name it first" in capsys.readouterr().err
+
+
+def test_an_unknown_target_is_refused_before_the_first_phase(checkout):
+    done = run(checkout, sys.executable, "-m", "scripts.build_in_phases", "iter9_policy", check=False)
+    assert done.returncode == 1
+    assert "target iter9_policy: run 'main' has iterations 1 to 3" in done.stdout + done.stderr
+    assert "# phase" not in done.stdout

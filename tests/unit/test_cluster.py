@@ -279,6 +279,8 @@ def test_a_site_may_leave_keys_out(tmp_path):
         (FILLED.replace("max_runtime: 60", "max_runtime: 0"), "max_runtime = 0: must be a whole number above 0"),
         (FILLED.replace("max_runtime: 60", "max_runtime: yes"), "max_runtime = True: must be a whole number"),
         (FILLED.replace("scratch: null", "scratch: 5"), "scratch = 5: must be text or null"),
+        (FILLED.replace("scratch: null", "scratch: ~/tmp"), "scratch = '~/tmp': must begin with / or a variable"),
+        (FILLED.replace("scratch: null", "scratch: tmp/$USER"), "scratch = 'tmp/$USER': must begin with /"),
         (FILLED.replace("account: a", "account: ' '"), "account = ' ': must be text or null"),
         ("- account\n", "is no table of keys\nHint: "),
         ("account: {\n", "no YAML: "),

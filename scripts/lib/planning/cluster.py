@@ -292,6 +292,8 @@ def read_site(path: Path, conda: bool) -> Site:
             complaints.add(
                 key, value, text, "set it to any, and name the nodes' feature by `constraint` in the profile."
             )
+        elif key == "scratch" and not value.startswith(("/", "$")):
+            complaints.add(key, value, "must begin with / or a variable", "such as /scratch/$USER; ~ is not expanded.")
         elif conda and key.endswith("python"):
             complaints.add(key, value, "excludes --sdm conda", "set it to null, or leave out --sdm conda.")
     if complaints:

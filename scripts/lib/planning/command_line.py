@@ -6,10 +6,11 @@ module snakemake.cli, `argv` what stands after the program's name.
 """
 
 import difflib
+import io
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,6 @@ def check(cli: Any, argv: list[str], files: Iterable[Path] = ()) -> None:
     """
     options, wrong = cli.get_argument_parser().parse_args(argv), Complaints()
     _given_twice(argv, wrong)
-    if options.no_hooks:
-        text = "nobody would be asked before trained weights are replaced"
-        wrong.add("--no-hooks", None, text, "leave it out; --config replace=true agrees beforehand.")
     _dropped_from_profiles(cli, options, wrong)
     said = _said(options.config or [], wrong)
     there = []
@@ -117,6 +115,15 @@ def _said(entries: list[str], wrong: Complaints) -> dict[str, str]:
     return said
 
 
+def with_profiles(cli: Any, argv: list[str]) -> Any:
+    """Snakemake's options, those of its profiles among them.
+
+    It tells a workflow what runs its jobs, and whether any run, only after the rules.
+    """
+    with redirect_stderr(io.StringIO()):  # it announces the profiles again
+        return cli.parse_args(argv)[1]
+
+
 def artifacts(cli: Any, argv: list[str], plan: Plan) -> list[str]:
     """What Snakemake is to build: the artifacts beneath its targets; none where it only lists or tidies up."""
     options = cli.get_argument_parser().parse_args(argv)
@@ -135,6 +142,9 @@ def check_targets(cli: Any, argv: list[str], plan: Plan, rules: Mapping[str, boo
     `rules` are the names of all rules, and whether a rule's paths have wildcards.
     """
     options, wrong = cli.get_argument_parser().parse_args(argv), Complaints()
+    if with_profiles(cli, argv).no_hooks:
+        text = "nobody would be asked before trained weights are replaced"
+        wrong.add("--no-hooks", None, text, "leave it out; --config replace=true agrees beforehand.")
     for target in options.targets:
         if rules.get(target):
             hint = "name the file to make, or a target such as iter1_policy; snakemake --list-rules names them."
