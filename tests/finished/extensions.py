@@ -157,7 +157,14 @@ use rule stage as verify_rollouts with:""",
     overlay="""
 rewards: {likely: {kind: likelihood, policy: runs/raft/iter1}}
 runs:
-  judged: {sft: tiny, iterations: 1, prompts: requests, reward: likely, sampling: best_of_8, pairing: best_worst}
+  judged:
+    sft: tiny
+    iterations: 1
+    prompts: requests
+    reward: likely
+    sampling: best_of_8
+    pairing: best_worst
+    dpo: {max_length: 128}
 """,
 )
 
@@ -338,7 +345,7 @@ SETTING = Extension(
         ],
     },
     overlay="pairings: {short_pairs: {longest: 9}}\nruns: {brief: {sft: tiny, iterations: 1, prompts: requests, "
-    "reward: bt, sampling: best_of_8, pairing: short_pairs}}\n",
+    "reward: bt, sampling: best_of_8, pairing: short_pairs, dpo: {max_length: 128}}}\n",
 )
 
 EXTENSIONS = {

@@ -245,7 +245,7 @@ def test_unknown_rules_and_keys_are_named():
 
 def site(tmp_path, text):
     path = tmp_path / "site.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -282,8 +282,10 @@ def test_a_site_may_leave_keys_out(tmp_path):
         (FILLED.replace("scratch: null", "scratch: ~/tmp"), "scratch = '~/tmp': must begin with / or a variable"),
         (FILLED.replace("scratch: null", "scratch: tmp/$USER"), "scratch = 'tmp/$USER': must begin with /"),
         (FILLED.replace("account: a", "account: ' '"), "account = ' ': must be text or null"),
-        ("- account\n", "is no table of keys\nHint: "),
+        ("- account\n", "must hold keys and values, and is a list. Hint: "),
         ("account: {\n", "no YAML: "),
+        ("account: a\nscratch: null\naccount: b\n", "line 3: account stands twice in this block, first in line 1"),
+        (FILLED.encode("utf-16"), "is UTF-16. Hint: "),
     ],
 )
 def test_what_is_wrong_with_a_site_is_said(tmp_path, text, message):

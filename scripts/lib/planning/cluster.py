@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scripts.lib.kinds.config import Config
-from scripts.lib.planning import slurm
+from scripts.lib.planning import given, slurm
 from scripts.lib.planning.card import Wildcards
 from scripts.lib.planning.cards import CARDS, card
 from scripts.lib.planning.runs import Runs
@@ -267,13 +265,8 @@ def read_site(path: Path, conda: bool) -> Site:
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file\nHint: the profile's default-resources name it as `site`.")
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no YAML: {error}\nHint: write one KEY: VALUE per line.") from error
-    if not isinstance(said, dict):
-        raise ConfigError(f"{path}: {said!r} is no table of keys\nHint: write one KEY: VALUE per line.")
     complaints = Complaints()
+    said = given.read(path, complaints, may_be_empty=True)
     for key in said:
         if key not in SITE_KEYS:
             complaints.unknown(str(key), None, "unknown key", SITE_KEYS)

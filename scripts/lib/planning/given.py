@@ -29,7 +29,7 @@ def presets() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))} | {"tiny": TINY}
 
 
-def read(path: Path, wrong: Complaints) -> Given:
+def read(path: Path, wrong: Complaints, may_be_empty: bool = False) -> Given:
     """The mapping in a file; empty, with complaints that name file and line, where it cannot be taken as it is."""
     try:
         data = path.read_bytes()
@@ -64,6 +64,8 @@ def read(path: Path, wrong: Complaints) -> Given:
     for line, key, first in twice:
         text = f"{key} stands twice in this block, first in line {first}; only the last would count"
         wrong.add(f"{path}, line {line}", None, text, "leave one of them out.")
+    if value is None and may_be_empty:
+        return {}
     if not isinstance(value, dict):
         text = "is empty" if value is None else f"must hold keys and values, and is a {type(value).__name__}"
         wrong.add(str(path), None, text, "write such as `seed: 3`.")

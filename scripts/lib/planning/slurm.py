@@ -90,9 +90,8 @@ def _answer(command: list[str], tries: int) -> str:
         if done.returncode == 0:
             return done.stdout
         said = (done.stderr or done.stdout).strip()
-    raise ConfigError(
-        f"`{' '.join(command)}`: {said}\nHint: SLURM's controller is down or busy; look at `scontrol ping`, try again."
-    )
+    hint = "is this a login node of the cluster? If it is, the controller is down or busy: look at `scontrol ping`."
+    raise ConfigError(f"`{' '.join(command)}`: {said}\nHint: {hint}")
 
 
 def partitions(partition_lines: str, node_lines: str, accounts: Accounts = Accounts()) -> dict[str, Partition]:

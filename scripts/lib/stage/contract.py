@@ -182,7 +182,7 @@ def _execute(
         ranks.wait()
         ranks.leave()
     for warning in job.warnings:
-        _tell(f"{stage} {artifact.stem(job.output)}: warning: {warning}")
+        progress(f"warning: {warning}")  # Snakemake shows it at the end of the build, from the manifest
     say(f"{stage} {artifact.stem(job.output)}: {job.note} ({time.monotonic() - started:.1f} s)", sys.stdout)
 
 
