@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\n".join(explain.table(plan, jobs)))
     print("\nwhy:", *explain.causes_in_words(explain.causes(plan, jobs)), *overlooked, sep="\n  ")
     if lost := replaced.lines(plan, (job.artifact for job in jobs)):
-        print("\nasks first, because trained weights are lost:", *lost, sep="\n  ")
+        print("\nasks first, because work is lost:", *lost, sep="\n  ")
     if shared := explain.shared(plan, targets, jobs):
         print("\nshared:", *shared, sep="\n  ")
     if forecast := Forecast(plan).lines(job.artifact for job in jobs):

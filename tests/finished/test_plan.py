@@ -49,7 +49,7 @@ def test_another_beta_is_the_first_cause_of_what_follows(build, tmp_path):
     rules = {line.split(":")[0].strip() for line in said[forecast + 1 : -2] if line[2] != " "}
     assert rules == {"sample_rollouts", "score_rollouts", "score_reference", "train_dpo"}
     title, *lost, blank = said[14 : said.index("shared:")]
-    assert (title, blank) == ("asks first, because trained weights are lost:", "")
+    assert (title, blank) == ("asks first, because work is lost:", "")
     assert [line.split(", ")[0] for line in lost] == [f"  replaces: runs/main/iter{n}/policy" for n in (1, 2, 3)]
     assert [*said[said.index("shared:") : forecast], said[-1]] == [
         "shared:",

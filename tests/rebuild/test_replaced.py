@@ -1,5 +1,6 @@
 """Trained weights are not replaced without a word: a build that would do it says so first, and waits for a yes."""
 
+import json
 import os
 import pty
 import random
@@ -80,7 +81,7 @@ def test_without_a_terminal_nothing_is_started_and_all_that_would_be_lost_is_nam
     ]
     assert all(said.count(line) == 1 for line in LOST)
     assert sorted(map(said.index, LOST)) == [said.index(line) for line in LOST]
-    assert "trained weights would be replaced (listed above); nothing was started.\nHint: " in said
+    assert "the work that is listed above would be lost; nothing was started.\nHint: " in said
     assert "--config replace=true" in said
     assert state(checkout) == before
     assert builds.plan(checkout, "all") == set()
@@ -110,11 +111,33 @@ def test_weights_pruned_and_made_again_with_other_bytes_are_asked_for(builds, ch
     assert state(checkout) == before
 
 
+def left_unfinished(checkout: Path, tail: str) -> Path:
+    """What a step leaves that is killed after it has saved something, made of what its manifest says."""
+    folder = checkout / "results/tiny/work" / tail
+    (folder / "checkpoint-7").mkdir(parents=True)
+    made = json.loads((checkout / f"results/tiny/{tail}.json").read_text())
+    (folder / "fingerprint.json").write_text(json.dumps({key: made[key] for key in ("settings", "code", "inputs")}))
+    return folder
+
+
+def test_unfinished_work_of_other_settings_is_not_discarded_without_a_word(builds, checkout):
+    folder = left_unfinished(checkout, "runs/main/iter1/policy")
+    for suffix in ("", ".json", ".sha256"):
+        run(checkout, "rm", "-r", f"results/tiny/runs/main/iter1/policy{suffix}")
+    code, said = builds.snakemake(checkout, "iter1_policy", overlay=BETA, replace=False)
+    assert code == 1
+    assert "\ndiscards: unfinished work on runs/main/iter1/policy, saved just now\n" in said
+    assert (folder / "checkpoint-7").is_dir()
+    # The step that it belongs to goes on with it.
+    code, said = builds.snakemake(checkout, "iter1_policy", replace=False)
+    assert (code, "discards: " in said) == (0, False), said
+
+
 def test_a_dry_run_and_the_plan_page_show_it(builds, checkout):
     words = ("iter1_policy", "--configfile", "beta.yaml")
     assert run(checkout, "snakemake", "-n", *words).stderr.count(LOST[0]) == 1
     page = run(checkout, sys.executable, "-m", "scripts.show_plan", *words).stdout
-    assert f"asks first, because trained weights are lost:\n  {LOST[0]}" in page
+    assert f"asks first, because work is lost:\n  {LOST[0]}" in page
     assert "replaces: " not in run(checkout, "snakemake", "-n", "all").stderr
 
 
@@ -123,7 +146,7 @@ def test_any_answer_but_yes_leaves_everything(builds, checkout, answer):
     before = state(checkout)
     code, said = Terminal(builds, checkout, "iter1_policy", "--configfile", "beta.yaml").answer(answer)
     assert code == 1
-    assert "Replace 1 trained model? [y/N] " in said
+    assert "Go on and lose what is listed above? [y/N] " in said
     assert state(checkout) == before
 
 

@@ -87,7 +87,8 @@ class Config(Block):
     )
     replace: Annotated[bool, BeforeValidator(_said)] = Field(
         default=False,
-        description="Whether a build may replace trained weights without asking; give it by `--config replace=true`.",
+        description="Whether a build may replace trained weights, and discard what an interrupted step of other "
+        "settings has saved, without asking; give it by `--config replace=true`.",
     )
     evaluation: dict[BlockName, Evaluation] = Field(default={}, description="What every policy is judged by.")
     runtime: Runtime = Field(default_factory=Runtime, description="How fast the work goes.")

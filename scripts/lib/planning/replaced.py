@@ -1,9 +1,10 @@
-"""Trained weights that a build would replace: shown before its first job, and replaced only if a person agrees.
+"""What a build would lose: shown before its first job, and lost only if a person agrees.
 
-Snakemake deletes a job's outputs before the job starts. So a changed setting, Enter and Ctrl-C would be enough to lose
-weights that took days.
+Snakemake deletes a job's outputs before the job starts, and a step discards what an interrupted one of other settings
+has saved. So a changed setting, Enter and Ctrl-C would be enough to lose weights that took days.
 """
 
+import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from scripts.lib.planning import explain, paths
 from scripts.lib.planning.plan import Plan
-from scripts.lib.stage import artifact
+from scripts.lib.stage import artifact, work
 from scripts.lib.stage.errors import ConfigError, InputError
 
 HINT = (
-    "Hint: `make plan` says why. To keep them, give the change a run of its own (see README), or its own `results`; "
-    "to replace them, add --config replace=true."
+    "Hint: `make plan` says why. To keep it, give the change a run of its own (see README), or its own `results`; "
+    "to lose it, add --config replace=true."
 )
 
 
@@ -42,6 +43,25 @@ def in_words(plan: Plan, path: str, now: datetime) -> str:
     return ", ".join(parts)
 
 
+def unfinished(plan: Plan, path: str, now: datetime) -> str:
+    """`discards: unfinished work on runs/main/iter1/policy, saved 2 hours ago`; "" if the build would go on with it."""
+    tail = artifact.stem(Path(path)).relative_to(plan.root)
+    folder = Path(plan.root, "work", tail)
+    kept = [each for each in folder.glob("*") if each.name not in (work.LOCK, work.FINGERPRINT)]
+    if not kept:
+        return ""
+    stage, wildcards = plan.maker(path)
+    try:
+        made_of = artifact.read_json(folder / work.FINGERPRINT)
+        settings = json.loads(plan.settings_json(stage, wildcards))
+        if (made_of.get("settings"), made_of.get("code")) == (settings, plan.code(stage, wildcards)):
+            return ""
+        saved = datetime.fromtimestamp(max(each.stat().st_mtime for each in kept), UTC)
+    except (InputError, OSError):  # it is unreadable, or a step that still runs has just moved on
+        return ""
+    return f"discards: unfinished work on {tail.as_posix()}, saved {_ago(now - saved)}"
+
+
 def _ago(age: timedelta) -> str:
     """`3 days ago`; at least a minute counts."""
     minutes = max(0, int(age.total_seconds() // 60))
@@ -53,9 +73,10 @@ def _ago(age: timedelta) -> str:
 
 
 def lines(plan: Plan, artifacts: Iterable[str]) -> list[str]:
-    """One line for each of the artifacts that are trained weights and would be replaced."""
-    now = datetime.now(UTC)
-    return [in_words(plan, path, now) for path in sorted(weights(plan, artifacts))]
+    """One line for all that making these artifacts would lose: trained weights, and what interrupted steps saved."""
+    now, made = datetime.now(UTC), sorted(artifacts)
+    found = [in_words(plan, path, now) for path in weights(plan, made)]
+    return found + [line for path in made if plan.card(path).compute and (line := unfinished(plan, path, now))]
 
 
 def show(plan: Plan, artifacts: Iterable[str]) -> list[str]:
@@ -67,16 +88,16 @@ def show(plan: Plan, artifacts: Iterable[str]) -> list[str]:
 
 
 def agree(plan: Plan, artifacts: Iterable[str]) -> None:
-    """Show which trained weights a build replaces, and have `--config replace=true` or the person agree.
+    """Show what a build would lose, and have `--config replace=true` or the person agree.
 
     Raises ConfigError if neither does; nothing has been touched then.
     """
     found = show(plan, artifacts)
     if plan.config.replace or not found:
         return
-    question = f"Replace {len(found)} trained model{'s' * (len(found) != 1)}? [y/N] "
+    question = "Go on and lose what is listed above? [y/N] "
     if not (sys.stdin.isatty() and sys.stderr.isatty() and _asked(question) in ("y", "yes")):
-        raise ConfigError(f"trained weights would be replaced (listed above); nothing was started.\n{HINT}")
+        raise ConfigError(f"the work that is listed above would be lost; nothing was started.\n{HINT}")
 
 
 def _asked(question: str) -> str:
