@@ -18,12 +18,14 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Two workers: tests of one file stay with one of them, and so do all those that use the finished build."""
+    """Two workers: tests of one file stay with one of them, and so do those of the finished build, and of the SLURM."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if file.startswith("tests/slurm/"):
+                return "slurm"
             return "build" if file.startswith(("tests/finished/", "tests/test_readme.py")) else file
 
     return Scheduling(config, log)

@@ -29,7 +29,7 @@ def sampled(build, tmp_path_factory):
     run(build.parent, "cp", "-a", str(build), str(made))
     (made / "vllm.yaml").write_text(f"{OVERLAY}runtime: {{rollout_python: {ROOT / ROLLOUT_PYTHON}}}\n")
     planned = jobs(run(made, "snakemake", "-n", "evaluation", "--configfile", "vllm.yaml").stdout)
-    run(made, "snakemake", "evaluation", "--configfile", "vllm.yaml")
+    run(made, "snakemake", "evaluation", "--configfile", "vllm.yaml", "--config", "replace=true")
     return made, planned
 
 

@@ -28,8 +28,13 @@ def snakemake(checkout: Path, output: Path, *arguments: str, **environment: str)
     process = FORKS.Process(target=_run, args=(checkout, output, arguments, environment))
     process.start()
     process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    # Not the process's own code: of two threads that start and join processes, one may read the other's, and get none.
+    return int(ending(output).read_text())
+
+
+def ending(output: Path) -> Path:
+    """The file with the exit code of what has written `output`."""
+    return output.with_name(f"{output.name}.exit")
 
 
 def _run(checkout: Path, output: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -45,4 +50,10 @@ def _run(checkout: Path, output: Path, arguments: tuple[str, ...], environment: 
     assert not [name for name in sys.modules if name.split(".")[0] == "scripts"]
     sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]
     sys.argv = ["snakemake", *arguments]
-    main(list(arguments))
+    try:
+        main(list(arguments))
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        ending(output).write_text(str(code))
