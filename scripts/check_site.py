@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from scripts.lib.kinds.config import Config
 from scripts.lib.planning import cluster, config, slurm
 from scripts.lib.stage.errors import ConfigError
 
-SECONDS_BETWEEN = 2
+SECONDS_BETWEEN, SECONDS_TO_ANSWER = 2, 120
 WAITING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
 
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=int, default=600, help="how long a job may wait for its turn")
     args = parser.parse_args(argv)
     try:
-        settings = config.load(*args.configfile, said=json.loads(args.config))
+        settings = config.load(*args.configfile, said=settings_of(args.config))
         site = cluster.read_site(args.site, conda=False)
         has = slurm.ask()
         print("partitions:", *has.partitions.values(), sep="\n  ")
@@ -42,6 +43,17 @@ def main(argv: list[str] | None = None) -> int:
     jobs = {partition: submit(site, settings, partition, gpus) for partition, gpus in used(site, settings).items()}
     ran = [outcome(partition, job, args.seconds) for partition, job in jobs.items()]
     return 0 if all(ran) else 2
+
+
+def settings_of(text: str) -> dict[str, Any]:
+    """The settings of --config. Raises ConfigError for text that is no JSON object."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise ConfigError(f'--config {text}: must be a JSON object\nHint: write such as \'{{"run": "main"}}\'.')
+    return said
 
 
 def used(site: cluster.Site, settings: Config) -> dict[str, int]:
@@ -61,7 +73,10 @@ def submit(site: cluster.Site, settings: Config, partition: str, gpus: int) -> s
     words = ["sbatch", "--parsable", "--job-name", "check_site", "--output", f"{log}/%j.log", "--time", "1"]
     words += ["--mem", "200", "--partition", partition, *(["--gres", cluster.gres(gpus, site)] if gpus else [])]
     words += [*(["--account", site["account"]] if site["account"] else []), "--wrap", trial]
-    done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=120, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=SECONDS_TO_ANSWER, check=False)
+    except subprocess.TimeoutExpired:
+        return f"sbatch did not answer within {SECONDS_TO_ANSWER} s; look at `scontrol ping`"
     return done.stdout.strip().split(";")[0] if done.returncode == 0 else done.stderr.strip()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from scripts import check_site
 from scripts.lib.planning import cluster, slurm, submit
+from scripts.lib.planning import config as configuration
 from scripts.lib.stage.digest import ROOT
 from scripts.lib.stage.errors import ConfigError
 from tests.unit.test_cluster import asked, configured
@@ -463,3 +464,20 @@ def test_a_site_that_does_not_work_is_told_by_what_slurm_says(small_cluster, cap
 def test_a_site_is_not_checked_without_slurm(no_slurm, capsys):
     assert check_site.main([]) == 2
     assert capsys.readouterr().err.startswith("SLURM is not on this machine")
+
+
+# check_site
+
+
+@pytest.mark.parametrize("said", ["run=main", "{run: main}", "", "3", "[]"])
+def test_a_config_that_is_no_json_object_is_told_and_nothing_is_asked(capsys, said):
+    assert check_site.main(["--config", said]) == 2
+    assert f"--config {said}: must be a JSON object\nHint: " in capsys.readouterr().err
+
+
+def test_an_sbatch_that_does_not_answer_is_told(programs, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(check_site, "SECONDS_TO_ANSWER", 0.1)
+    programs(sbatch="exec sleep 60")
+    site = {"account": None, "train_python": None}
+    assert check_site.submit(site, configuration.load(), "cpu", 0).startswith("sbatch did not answer within 0.1 s")
