@@ -128,6 +128,12 @@ def test_unfinished_work_of_other_settings_is_not_discarded_without_a_word(build
     assert code == 1
     assert "\ndiscards: unfinished work on runs/main/iter1/policy, saved just now\n" in said
     assert (folder / "checkpoint-7").is_dir()
+    # Of a broken list nobody can tell what the work was made of, and the step would begin anew.
+    listing = (folder / "fingerprint.json").read_text()
+    (folder / "fingerprint.json").write_text("{")
+    code, said = builds.snakemake(checkout, "iter1_policy", replace=False)
+    assert (code, "discards: unfinished work on runs/main/iter1/policy" in said) == (1, True), said
+    (folder / "fingerprint.json").write_text(listing)
     # The step that it belongs to goes on with it.
     code, said = builds.snakemake(checkout, "iter1_policy", replace=False)
     assert (code, "discards: " in said) == (0, False), said

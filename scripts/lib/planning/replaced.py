@@ -44,20 +44,28 @@ def in_words(plan: Plan, path: str, now: datetime) -> str:
 
 
 def unfinished(plan: Plan, path: str, now: datetime) -> str:
-    """`discards: unfinished work on runs/main/iter1/policy, saved 2 hours ago`; "" if the build would go on with it."""
+    """`discards: unfinished work on runs/main/iter1/policy, saved 2 hours ago`; "" if the build would go on with it.
+
+    It is discarded where settings or code differ, or where nobody can tell of what it was made. That its inputs will
+    come out different is not known yet.
+    """
     tail = artifact.stem(Path(path)).relative_to(plan.root)
     folder = Path(plan.root, "work", tail)
-    kept = [each for each in folder.glob("*") if each.name not in (work.LOCK, work.FINGERPRINT)]
+    # A name that begins with a dot is that of a file half-written.
+    kept = [each for each in folder.glob("[!.]*") if each.name not in (work.LOCK, work.FINGERPRINT)]
     if not kept:
         return ""
     stage, wildcards = plan.maker(path)
     try:
         made_of = artifact.read_json(folder / work.FINGERPRINT)
-        settings = json.loads(plan.settings_json(stage, wildcards))
-        if (made_of.get("settings"), made_of.get("code")) == (settings, plan.code(stage, wildcards)):
-            return ""
+    except InputError:
+        made_of = {}
+    settings = json.loads(plan.settings_json(stage, wildcards))
+    if (made_of.get("settings"), made_of.get("code")) == (settings, plan.code(stage, wildcards)):
+        return ""
+    try:
         saved = datetime.fromtimestamp(max(each.stat().st_mtime for each in kept), UTC)
-    except (InputError, OSError):  # it is unreadable, or a step that still runs has just moved on
+    except FileNotFoundError:  # a step that still runs has just moved on
         return ""
     return f"discards: unfinished work on {tail.as_posix()}, saved {_ago(now - saved)}"
 
